@@ -1,0 +1,60 @@
+# Every routine command. Each target installs what it needs with apt-get (as root) and is quick when all is there.
+
+SHELL := /bin/sh
+CARGO ?= cargo
+
+BUILD_TOOLS := cc:gcc /usr/include/stdlib.h:libc6-dev
+TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-static:qemu-user-static \
+	docker-registry:docker-registry skopeo:skopeo umoci:umoci htpasswd:apache2-utils openssl:openssl \
+	python3:python3-minimal xz:xz-utils zstd:zstd tar:tar busybox:busybox-static flock:util-linux \
+	setfattr:attr setcap:libcap2-bin
+BENCH_TOOLS := $(BUILD_TOOLS) python3:python3-minimal busybox:busybox-static unshare:util-linux
+
+.PHONY: help build demo check test fmt clippy unit e2e e2e-tools bench doc clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## */\1\t/p' Makefile
+
+build:           ## the release binary, target/release/slipway
+	@sh tests/install-tools.sh $(BUILD_TOOLS)
+	$(CARGO) build --release --locked --package slipway-cli
+
+demo:            ## builds examples/hello for two platforms, from nothing
+	@sh examples/demo.sh
+
+check: fmt clippy unit   ## quick enough before every commit
+
+test: e2e-tools fmt clippy unit e2e   ## everything; what CI runs
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	@sh tests/install-tools.sh $(BUILD_TOOLS)
+	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+
+# The end-to-end tests are left to their own target; the architecture test is quick and belongs here.
+unit:
+	@sh tests/install-tools.sh $(BUILD_TOOLS)
+	sh tests/run-tests.sh --workspace --exclude slipway-tests
+	sh tests/run-tests.sh --package slipway-tests --lib --test architecture
+
+e2e-tools:
+	@sh tests/install-tools.sh $(TEST_TOOLS)
+
+e2e: e2e-tools   ## drives the real binary against real tools; needs root
+	$(CARGO) build --locked --package slipway-cli
+	@sh tests/base-image.sh .work/base >/dev/null
+	SLIPWAY_BIN="$${SLIPWAY_BIN:-$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/slipway}" \
+		sh tests/run-tests.sh --package slipway-tests --test e2e
+
+bench: build     ## compares with what else is on PATH; see bench/README.md
+	@sh tests/install-tools.sh $(BENCH_TOOLS)
+	python3 bench/run.py $(BENCH_ARGUMENTS)
+
+doc:
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+
+clean:
+	$(CARGO) clean
+	rm -rf .work .e2e

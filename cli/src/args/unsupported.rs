@@ -1,0 +1,157 @@
+//! Flags of `buildx build` that are known but not implemented, so that they fail by name instead of as a typing error.
+
+use clap::{Arg, ArgAction, ArgMatches};
+
+/// What a known flag does today.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// Fails.
+    Refuse,
+    /// Fails unless the value switches the feature off.
+    RefuseUnlessOff,
+    /// Was without effect in BuildKit too.
+    Ignore,
+    /// As `Ignore`, but BuildKit says so.
+    Warn,
+}
+
+struct Known {
+    name: &'static str,
+    short: Option<char>,
+    takes_value: bool,
+    answer: Answer,
+}
+
+const fn refuse(name: &'static str) -> Known {
+    Known { name, short: None, takes_value: true, answer: Answer::Refuse }
+}
+
+const KNOWN: &[Known] = &[
+    refuse("add-host"),
+    refuse("allow"),
+    refuse("attest"),
+    refuse("build-context"),
+    refuse("builder"),
+    refuse("cache-from"),
+    refuse("cache-to"),
+    refuse("call"),
+    refuse("cgroup-parent"),
+    Known { name: "check", short: None, takes_value: false, answer: Answer::Refuse },
+    Known { name: "compress", short: None, takes_value: false, answer: Answer::Ignore },
+    refuse("cpu-period"),
+    refuse("cpu-quota"),
+    Known { name: "cpu-shares", short: Some('c'), takes_value: true, answer: Answer::Refuse },
+    refuse("cpuset-cpus"),
+    refuse("cpuset-mems"),
+    Known { name: "force-rm", short: None, takes_value: false, answer: Answer::Ignore },
+    Known { name: "isolation", short: None, takes_value: true, answer: Answer::Warn },
+    Known { name: "memory", short: Some('m'), takes_value: true, answer: Answer::Refuse },
+    refuse("memory-swap"),
+    refuse("policy"),
+    refuse("print"),
+    Known { name: "provenance", short: None, takes_value: true, answer: Answer::RefuseUnlessOff },
+    refuse("resource"),
+    Known { name: "rm", short: None, takes_value: false, answer: Answer::Ignore },
+    Known { name: "sbom", short: None, takes_value: true, answer: Answer::RefuseUnlessOff },
+    refuse("secret"),
+    Known { name: "security-opt", short: None, takes_value: true, answer: Answer::Warn },
+    refuse("shm-size"),
+    Known { name: "squash", short: None, takes_value: false, answer: Answer::Warn },
+    refuse("ssh"),
+    refuse("ulimit"),
+];
+
+/// The known flags that were given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UnsupportedArgs {
+    /// Flags that the build cannot honour, with their dashes.
+    pub(crate) refused: Vec<String>,
+    /// Flags that are passed over with a warning.
+    pub(crate) ignored: Vec<String>,
+}
+
+impl clap::Args for UnsupportedArgs {
+    fn augment_args(mut command: clap::Command) -> clap::Command {
+        for known in KNOWN {
+            let mut arg =
+                Arg::new(known.name).long(known.name).hide(true).action(ArgAction::Append);
+            if let Some(short) = known.short {
+                arg = arg.short(short);
+            }
+            arg = if known.takes_value {
+                arg.num_args(1).allow_hyphen_values(true)
+            } else {
+                // `--rm=true` is as common in scripts as `--rm`.
+                arg.num_args(0..=1).require_equals(true).default_missing_value("true")
+            };
+            command = command.arg(arg);
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for UnsupportedArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut found = Self::default();
+        for known in KNOWN {
+            let Some(values) = matches.get_many::<String>(known.name) else { continue };
+            let values: Vec<&str> = values.map(String::as_str).collect();
+            let off = values.iter().all(|value| super::value::boolean(value) == Ok(false));
+            match known.answer {
+                Answer::Refuse if !known.takes_value && off => {}
+                Answer::RefuseUnlessOff if off => {}
+                Answer::Refuse | Answer::RefuseUnlessOff => {
+                    found.refused.push(format!("--{}", known.name));
+                }
+                Answer::Ignore => {}
+                Answer::Warn if !known.takes_value && off => {}
+                Answer::Warn => found.ignored.push(format!("--{}", known.name)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::args::{Command, parse};
+
+    fn unsupported(words: &[&str]) -> super::UnsupportedArgs {
+        let words = ["slipway", "build"].iter().chain(words).chain(&["."]).map(Into::into);
+        match parse(words).unwrap().command {
+            Command::Build(args) => args.unsupported,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn known_flags_are_recognised_with_their_values() {
+        for (words, refused) in [
+            (&["--secret", "id=a,src=b"][..], &["--secret"][..]),
+            (&["--ssh=default", "--ulimit", "nofile=1:2"], &["--ssh", "--ulimit"]),
+            (&["--provenance=false", "--sbom", "false"], &[]),
+            (&["--provenance=mode=max"], &["--provenance"]),
+            (&["--sbom=true"], &["--sbom"]),
+            (&["--check"], &["--check"]),
+            (&["--check=false"], &[]),
+            (&["-m", "1g"], &["--memory"]),
+            (&["--rm", "--force-rm=true", "--compress"], &[]),
+            (&["--memory-swap", "-1"], &["--memory-swap"]),
+        ] {
+            assert_eq!(unsupported(words).refused, refused, "{words:?}");
+        }
+        assert_eq!(
+            unsupported(&["--squash", "--isolation", "x"]).ignored,
+            ["--isolation", "--squash"]
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! What a frontend may ask, answered by one job.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use slipway_frontend::{Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, ResolveMode, ResolvedImage};
+use slipway_solver::graph::Edge;
+use slipway_solver::source::image::{Lookup, is_missing};
+use slipway_solver::{Cause, Job, SolveError};
+use slipway_spec::llb::Definition;
+use slipway_spec::progress::{ProgressEvent, ProgressSink};
+use slipway_spec::{Digest, ImageReference, Platform};
+use slipway_store::registry::RegistryErrorKind;
+
+/// Files that a frontend reads may have this many bytes.
+const MAX_FILE: u64 = 32 * 1024 * 1024;
+
+/// A job as a frontend sees it.
+pub(crate) struct JobBridge {
+    job: Job,
+    progress: Arc<dyn ProgressSink>,
+    edges: Mutex<Vec<Edge>>,
+    images: tokio::sync::Mutex<HashMap<(String, Platform), ResolvedImage>>,
+}
+
+impl JobBridge {
+    pub(crate) fn new(job: Job, progress: Arc<dyn ProgressSink>) -> Self {
+        Self { job, progress, edges: Mutex::default(), images: tokio::sync::Mutex::default() }
+    }
+}
+
+fn to_bridge_error(error: SolveError) -> BridgeError {
+    let kind = match &*error.cause {
+        _ if is_missing(&error) => BridgeErrorKind::NotFound,
+        Cause::Registry(registry)
+            if matches!(registry.kind(), RegistryErrorKind::Unauthorized | RegistryErrorKind::Denied) =>
+        {
+            BridgeErrorKind::Unauthorized
+        }
+        _ => BridgeErrorKind::Other,
+    };
+    BridgeError::new(kind, error.to_string())
+}
+
+#[async_trait]
+impl Bridge for JobBridge {
+    async fn resolve_image(
+        &self,
+        image: &ImageReference,
+        platform: &Platform,
+        mode: ResolveMode,
+    ) -> Result<ResolvedImage, BridgeError> {
+        let key = (image.to_string(), platform.clone());
+        // Held while resolving, so that stages that ask for the same image at once ask the registry once.
+        let mut images = self.images.lock().await;
+        if let Some(known) = images.get(&key) {
+            return Ok(known.clone());
+        }
+        let lookup = match mode {
+            ResolveMode::Default => Lookup::StoreFirst,
+            ResolveMode::Pull => Lookup::Registry,
+            ResolveMode::Local => Lookup::StoreOnly,
+        };
+        let name: Arc<str> = format!("[internal] load metadata for {image}").into();
+        let vertex = Digest::of(format!("{name} {platform}").as_bytes());
+        self.progress.send(ProgressEvent::Started { vertex: vertex.clone(), name });
+        let found = self.job.worker().images.resolve(image, platform, lookup).await;
+        self.progress.send(match &found {
+            Ok(_) => ProgressEvent::Done { vertex },
+            Err(error) => ProgressEvent::Failed { vertex, error: error.to_string().into() },
+        });
+        let found = found.map_err(to_bridge_error)?;
+        let resolved = ResolvedImage { digest: found.target.digest, config: found.config };
+        images.insert(key, resolved.clone());
+        Ok(resolved)
+    }
+
+    async fn solve(&self, definition: Definition) -> Result<BridgeRef, BridgeError> {
+        let edge = self.job.load(&definition).map_err(to_bridge_error)?;
+        let mut edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        edges.push(edge);
+        Ok(BridgeRef(edges.len() as u64 - 1))
+    }
+
+    async fn read_file(&self, from: &BridgeRef, path: &str) -> Result<Option<Bytes>, BridgeError> {
+        let edge = {
+            let edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
+            usize::try_from(from.0).ok().and_then(|at| edges.get(at).cloned())
+        };
+        let edge = edge.ok_or_else(|| BridgeError::new(BridgeErrorKind::NotFound, "no such result"))?;
+        self.job.read_file(&edge, path, MAX_FILE).await.map_err(to_bridge_error)
+    }
+
+    fn warn(&self, warning: Diagnostic) {
+        self.progress.send(ProgressEvent::Warning { text: warning.to_string().into() });
+    }
+}

@@ -1,0 +1,59 @@
+//! What a build is asked for and what it gives.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use slipway_exporter::{ImageOptions, OutputSink};
+use slipway_spec::Descriptor;
+
+/// One build.
+#[derive(Debug, Default)]
+pub struct BuildRequest {
+    /// The frontend's attributes, under BuildKit's names.
+    pub attrs: BTreeMap<String, String>,
+    /// Folders of this machine that the build may read, by name: `context`, `dockerfile`.
+    pub folders: BTreeMap<String, PathBuf>,
+    /// Where the result goes; without any it stays in the cache.
+    pub exports: Vec<Export>,
+}
+
+/// One destination.
+#[derive(Debug)]
+pub enum Export {
+    /// An image in the store, pushed where the options say so.
+    Image(ImageOptions),
+    /// An image archive; Docker's form has one platform only.
+    Archive {
+        /// How the image is written.
+        options: ImageOptions,
+        /// Whether Docker must be able to load it.
+        docker: bool,
+        /// Where it goes.
+        sink: Box<dyn OutputSink>,
+    },
+    /// Files in a folder.
+    Local {
+        /// The folder.
+        folder: PathBuf,
+        /// Whether each platform has a folder of its own; `None` is when there are several.
+        split: Option<bool>,
+    },
+    /// Files in a tar.
+    Tar {
+        /// Whether each platform has a folder of its own; `None` is when there are several.
+        split: Option<bool>,
+        /// Where it goes.
+        sink: Box<dyn OutputSink>,
+    },
+}
+
+/// What a build gave.
+#[derive(Clone, Debug, Default)]
+pub struct BuildResult {
+    /// The manifest or index, if an image was asked for.
+    pub image: Option<Descriptor>,
+    /// The config of a single manifest.
+    pub config: Option<Descriptor>,
+    /// The full names the image got.
+    pub names: Vec<String>,
+}

@@ -1,0 +1,240 @@
+//! Layers and configs become manifests, and manifests an index.
+
+use std::collections::BTreeMap;
+
+use slipway_spec::manifest::to_bytes;
+use slipway_spec::{Descriptor, History, ImageConfig, Index, Manifest, MediaType, Platform, timestamp};
+use slipway_store::snapshot::{LayerBlob, LayerId, Snapshot};
+use slipway_store::{Store, blocking};
+
+use crate::error::Result;
+use crate::options::ImageOptions;
+
+/// What a build gave for one platform.
+#[derive(Clone, Debug)]
+pub struct PlatformResult {
+    /// The platform.
+    pub platform: Platform,
+    /// The file system.
+    pub snapshot: Snapshot,
+    /// The config without `rootfs` and without the times of this build.
+    pub config: ImageConfig,
+    /// How many history entries come from the base image.
+    pub base_history: usize,
+}
+
+/// An image in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assembled {
+    /// The manifest, or the index over several.
+    pub target: Descriptor,
+    /// The config of a single manifest.
+    pub config: Option<Descriptor>,
+}
+
+/// Layers being packed at once; packing itself uses all cores.
+const AT_ONCE: usize = 2;
+
+/// Writes manifests, configs and, for several platforms or on demand, an index into the store. The names are not moved.
+/// `epoch` is `SOURCE_DATE_EPOCH`: the time, in seconds since 1970, that this build's entries get.
+///
+/// # Errors
+/// When a layer cannot be packed or the store fails.
+pub async fn assemble(
+    store: &Store,
+    results: &[PlatformResult],
+    multi_platform: bool,
+    options: &ImageOptions,
+    epoch: Option<i64>,
+) -> Result<Assembled> {
+    let mut entries = vec![];
+    let mut config = None;
+    for result in results {
+        let layers = pack(store, &result.snapshot, options).await?;
+        let (store, result, options) = (store.clone(), result.clone(), options.clone());
+        let platform = result.platform.clone();
+        let (entry, config_descriptor) =
+            blocking::run(move || write_manifest(&store, &result, layers, &options, epoch)).await?;
+        entries.push(Descriptor { platform: Some(platform), ..entry });
+        config = Some(config_descriptor);
+    }
+    if let ([entry], false) = (entries.as_slice(), multi_platform) {
+        let target = Descriptor::new(entry.media_type.clone(), entry.digest.clone(), entry.size);
+        return Ok(Assembled { target, config });
+    }
+    let media_type = if options.blobs.docker { MediaType::DOCKER_INDEX } else { MediaType::OCI_INDEX };
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(media_type.clone()),
+        manifests: entries,
+        annotations: options.index_annotations.clone(),
+    };
+    let store = store.clone();
+    let target = blocking::run(move || store.put(media_type, &to_bytes(&index))).await?;
+    Ok(Assembled { target, config: None })
+}
+
+/// Packs all layers of a snapshot, a few at once, and returns their blobs in order.
+async fn pack(store: &Store, snapshot: &Snapshot, options: &ImageOptions) -> Result<Vec<LayerBlob>> {
+    use futures::{StreamExt as _, TryStreamExt as _};
+    let layers = &snapshot.layers;
+    let one = |at: usize| {
+        let (store, below, blobs) = (store.clone(), layers[..at].to_vec(), options.blobs);
+        let layer: LayerId = layers[at];
+        blocking::run(move || store.ensure_blob(layer, &below, &blobs))
+    };
+    Ok(futures::stream::iter((0..layers.len()).map(one)).buffered(AT_ONCE).try_collect().await?)
+}
+
+fn write_manifest(
+    store: &Store,
+    result: &PlatformResult,
+    layers: Vec<LayerBlob>,
+    options: &ImageOptions,
+    epoch: Option<i64>,
+) -> slipway_store::Result<(Descriptor, Descriptor)> {
+    let mut config = result.config.clone();
+    config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    let origins = result
+        .snapshot
+        .layers
+        .iter()
+        .map(|layer| store.layer_origin(*layer))
+        .collect::<slipway_store::Result<Vec<_>>>()?;
+    complete_history(&mut config, &origins, result.base_history, epoch.map(|s| s.saturating_mul(1_000_000_000)));
+    let (config_type, manifest_type) = if options.blobs.docker {
+        (MediaType::DOCKER_CONFIG, MediaType::DOCKER_MANIFEST)
+    } else {
+        (MediaType::OCI_CONFIG, MediaType::OCI_MANIFEST)
+    };
+    let bytes = serde_json::to_vec(&config).expect("configs have string keys only");
+    let config_descriptor = store.put(config_type, &bytes)?;
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(manifest_type.clone()),
+        artifact_type: None,
+        config: config_descriptor.clone(),
+        layers: layers.into_iter().map(|layer| layer.descriptor).collect(),
+        subject: None,
+        annotations: options.annotations.clone(),
+    };
+    let descriptor = store.put(manifest_type, &to_bytes(&manifest))?;
+    Ok((descriptor, config_descriptor))
+}
+
+/// Gives every layer a history entry and every entry of this build a time. An entry without a layer has the time of the
+/// layer before it, or of the first one of this build. With an epoch, nothing of this build is younger than it.
+fn complete_history(
+    config: &mut ImageConfig,
+    origins: &[(i64, String)],
+    base_history: usize,
+    epoch: Option<i64>,
+) {
+    let clamp = |time: i64| epoch.map_or(time, |epoch| time.min(epoch));
+    let mut next = 0;
+    let mut last: Option<i64> = None;
+    let first_own = config.history.iter().take(base_history).filter(|entry| !entry.empty_layer).count();
+    for (at, entry) in config.history.iter_mut().enumerate() {
+        if !entry.empty_layer {
+            match origins.get(next) {
+                Some((time, _)) => {
+                    last = Some(*time);
+                    next += 1;
+                }
+                // More entries claim a layer than there are.
+                None => entry.empty_layer = true,
+            }
+        }
+        if at < base_history {
+            last = entry.created.as_deref().and_then(timestamp::parse).or(last);
+            continue;
+        }
+        if entry.created.is_none() {
+            let time = last.or_else(|| origins.get(first_own).map(|(time, _)| *time));
+            entry.created = time.map(|time| timestamp::format(clamp(time)));
+        }
+    }
+    for (created, description) in &origins[next.min(origins.len())..] {
+        config.history.push(History {
+            created: Some(timestamp::format(clamp(*created))),
+            created_by: Some(description.clone()),
+            comment: Some("buildkit.exporter.image.v0".into()),
+            ..History::default()
+        });
+    }
+    config.created = match (&config.created, epoch) {
+        (Some(created), _) => Some(created.clone()),
+        (None, epoch) => config
+            .history
+            .last()
+            .and_then(|entry| entry.created.clone())
+            .or_else(|| epoch.map(timestamp::format))
+            .or_else(|| Some(timestamp::format(0))),
+    };
+}
+
+/// Returns what buildx writes into its metadata file for an image.
+pub fn response(assembled: &Assembled, names: &[String]) -> BTreeMap<String, serde_json::Value> {
+    let mut response = BTreeMap::new();
+    response.insert("containerimage.digest".into(), assembled.target.digest.to_string().into());
+    if let Some(config) = &assembled.config {
+        response.insert("containerimage.config.digest".into(), config.digest.to_string().into());
+    }
+    let descriptor = serde_json::to_value(&assembled.target).expect("descriptors have string keys only");
+    response.insert("containerimage.descriptor".into(), descriptor);
+    if !names.is_empty() {
+        response.insert("image.name".into(), names.join(",").into());
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(text: &str, empty_layer: bool) -> History {
+        History { created_by: Some(text.into()), empty_layer, ..History::default() }
+    }
+
+    fn times(config: &ImageConfig) -> Vec<&str> {
+        config.history.iter().map(|entry| entry.created.as_deref().unwrap_or("none")).collect()
+    }
+
+    #[test]
+    fn entries_get_the_times_of_their_layers() {
+        let base = History { created: Some("2020-01-01T00:00:00Z".into()), ..entry("base", false) };
+        let mut config = ImageConfig {
+            history: vec![base, entry("ENV", true), entry("RUN", false), entry("CMD", true)],
+            ..ImageConfig::default()
+        };
+        let origins = [(0, String::new()), (5_000_000_000, String::new()), (9_000_000_000, "extra".into())];
+        complete_history(&mut config, &origins, 1, None);
+        assert_eq!(
+            times(&config),
+            [
+                "2020-01-01T00:00:00Z",
+                "2020-01-01T00:00:00Z",
+                "1970-01-01T00:00:05Z",
+                "1970-01-01T00:00:05Z",
+                "1970-01-01T00:00:09Z"
+            ]
+        );
+        assert_eq!(config.created.as_deref(), Some("1970-01-01T00:00:09Z"));
+    }
+
+    #[test]
+    fn an_epoch_bounds_this_builds_entries_alone() {
+        let base = History { created: Some("2020-01-01T00:00:00Z".into()), ..entry("base", false) };
+        let mut config = ImageConfig { history: vec![base, entry("RUN", false)], ..ImageConfig::default() };
+        let origins = [(0, String::new()), (5_000_000_000, String::new())];
+        complete_history(&mut config, &origins, 1, Some(1_000_000_000));
+        assert_eq!(times(&config), ["2020-01-01T00:00:00Z", "1970-01-01T00:00:01Z"]);
+    }
+
+    #[test]
+    fn surplus_entries_lose_their_claim_to_a_layer() {
+        let mut config = ImageConfig { history: vec![entry("a", false), entry("b", false)], ..ImageConfig::default() };
+        complete_history(&mut config, &[(1, String::new())], 0, None);
+        assert_eq!(config.history.iter().map(|e| e.empty_layer).collect::<Vec<_>>(), [false, true]);
+    }
+}

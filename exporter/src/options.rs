@@ -1,0 +1,159 @@
+//! Options of image outputs, read once into types.
+
+use std::collections::BTreeMap;
+
+use slipway_spec::media_type::Compression;
+use slipway_spec::{ImageReference, ReferenceError};
+use slipway_store::snapshot::BlobOptions;
+
+use crate::error::{ExportError, Result};
+
+/// How an image is written (`type=image`, `oci` and `docker`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// The names the image gets.
+    pub names: Vec<ImageReference>,
+    /// Whether it is sent to the registries its names point at.
+    pub push: bool,
+    /// Whether it is sent without moving a tag.
+    pub push_by_digest: bool,
+    /// Whether the registry may be spoken to without verified TLS.
+    pub insecure: bool,
+    /// How layers are compressed.
+    pub blobs: BlobOptions,
+    /// Annotations of every manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// Annotations of the index.
+    pub index_annotations: BTreeMap<String, String>,
+}
+
+/// Reads a flag as Go's `ParseBool` does; no value at all is `true`.
+fn flag(key: &str, value: &str) -> Result<bool> {
+    match value {
+        "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(ExportError::Invalid(format!("output option {key}: {value:?} is neither true nor false"))),
+    }
+}
+
+impl ImageOptions {
+    /// Reads the attributes of an output.
+    ///
+    /// # Errors
+    /// When an attribute is unknown, not built yet, or its value makes no sense.
+    pub fn parse(attrs: &BTreeMap<String, String>) -> Result<Self> {
+        let mut options = Self::default();
+        for (key, value) in attrs {
+            let invalid = |why: &str| ExportError::Invalid(format!("output option {key}={value}: {why}"));
+            match key.as_str() {
+                "name" => {
+                    options.names = value
+                        .split(',')
+                        .filter(|name| !name.is_empty())
+                        .map(str::parse)
+                        .collect::<std::result::Result<_, ReferenceError>>()
+                        .map_err(|error| ExportError::Invalid(error.to_string()))?;
+                }
+                "push" => options.push = flag(key, value)?,
+                "push-by-digest" => options.push_by_digest = flag(key, value)?,
+                "registry.insecure" => options.insecure = flag(key, value)?,
+                "oci-mediatypes" => options.blobs.docker = !flag(key, value)?,
+                "compression" => {
+                    options.blobs.compression = match value.as_str() {
+                        "gzip" => Compression::Gzip,
+                        "zstd" => Compression::Zstd,
+                        "uncompressed" => Compression::Uncompressed,
+                        "estargz" => return Err(invalid("this compression is not supported yet")),
+                        _ => return Err(invalid("expected uncompressed, gzip or zstd")),
+                    };
+                }
+                "compression-level" => {
+                    let level = value.parse().map_err(|_| invalid("expected a number"))?;
+                    options.blobs.level = Some(level);
+                }
+                "force-compression" => options.blobs.force = flag(key, value)?,
+                // The store always keeps the image, and unpacks a layer when it is needed.
+                "store" if flag(key, value)? => {}
+                "unpack" | "tar" | "name-canonical" | "oci-artifact" | "attestation-inline" => {
+                    let wanted = flag(key, value)?;
+                    if key == "tar" && !wanted {
+                        return Err(invalid("an archive as a folder is not supported yet"));
+                    }
+                }
+                // Ignored by BuildKit for years.
+                "buildinfo-attrs" => {}
+                other => {
+                    if let Some(name) =
+                        other.strip_prefix("annotation.").or_else(|| other.strip_prefix("annotation-manifest."))
+                    {
+                        options.annotations.insert(name.into(), value.clone());
+                    } else if let Some(name) = other.strip_prefix("annotation-index.") {
+                        options.index_annotations.insert(name.into(), value.clone());
+                    } else {
+                        return Err(invalid("this option is not supported yet"));
+                    }
+                }
+            }
+        }
+        let levels = match options.blobs.compression {
+            Compression::Gzip => 0..=9,
+            Compression::Zstd => 0..=22,
+            Compression::Uncompressed => 0..=0,
+        };
+        if let Some(level) = options.blobs.level.filter(|level| !levels.contains(level)) {
+            return Err(ExportError::Invalid(format!(
+                "output option compression-level={level}: {} takes {} to {}",
+                options.blobs.compression.as_str(),
+                levels.start(),
+                levels.end()
+            )));
+        }
+        if (options.push || options.push_by_digest) && options.names.is_empty() {
+            return Err(ExportError::Invalid("an image without a name cannot be pushed: name it with --tag".into()));
+        }
+        if options.push_by_digest && options.names.iter().any(|name| name.tag().is_some_and(|tag| tag != "latest")) {
+            return Err(ExportError::Invalid("push-by-digest cannot be combined with a tag".into()));
+        }
+        if options.blobs.docker && !options.annotations.is_empty() {
+            return Err(ExportError::Invalid("annotations need oci-mediatypes=true".into()));
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(attrs: &[(&str, &str)]) -> Result<ImageOptions> {
+        ImageOptions::parse(&attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn reads_what_buildx_sends() {
+        let options =
+            parse(&[("name", "a:1,localhost:5000/b"), ("push", ""), ("compression", "zstd"), ("compression-level", "5")])
+                .unwrap();
+        assert_eq!(options.names.len(), 2);
+        assert!(options.push);
+        assert_eq!(options.blobs.compression, Compression::Zstd);
+        assert_eq!(options.blobs.level, Some(5));
+    }
+
+    #[test]
+    fn refuses_what_it_would_not_do() {
+        for bad in [
+            &[("push", "true")][..],
+            &[("push", "maybe")],
+            &[("compression", "lzma")],
+            &[("compression-level", "10")],
+            &[("compression", "uncompressed"), ("compression-level", "1")],
+            &[("rewrite-timestamp", "true")],
+            &[("name", "UPPER")],
+            &[("tar", "false")],
+            &[("store", "false")],
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

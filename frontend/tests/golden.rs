@@ -1,0 +1,538 @@
+//! Whole Dockerfiles, from their bytes to the graph and config, compared with what `testdata` says.
+//!
+//! Each folder of `testdata` has a `Dockerfile`, the outcome in `expected.txt`, and perhaps `attrs` (one `key=value` a
+//! line). Its other files are the build context. `UPDATE_GOLDEN=1` writes the outcomes anew, to be read in the diff.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use slipway_frontend::{
+    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, FrontendRequest, ResolveMode,
+    ResolvedImage, dockerfile,
+};
+use slipway_spec::llb::{Definition, pb};
+use slipway_spec::{Digest, ImageReference, Platform};
+
+/// A bridge over files and images in memory. It is strict: only paths that were asked for can be read.
+struct Memory {
+    files: BTreeMap<String, Bytes>,
+    refs: Mutex<Vec<(String, Vec<String>)>>,
+    resolved: Mutex<Vec<String>>,
+    warnings: Mutex<Vec<Diagnostic>>,
+}
+
+impl Memory {
+    fn new(files: BTreeMap<String, Bytes>) -> Self {
+        Self {
+            files,
+            refs: Mutex::default(),
+            resolved: Mutex::default(),
+            warnings: Mutex::default(),
+        }
+    }
+}
+
+fn image_config(path: &str, platform: &Platform) -> Option<serde_json::Value> {
+    let layer = serde_json::json!({"type": "layers", "diff_ids": [Digest::of(path.as_bytes())]});
+    let history =
+        serde_json::json!([{"created": "2020-01-01T00:00:00Z", "created_by": "made by hand"}]);
+    let mut config = serde_json::json!({
+        "architecture": platform.architecture, "os": platform.os, "created": "2020-01-01T00:00:00Z",
+        "rootfs": layer, "history": history, "unknown": "dropped",
+        "config": {"Env": ["PATH=/bin", "FROM_BASE=1"], "Cmd": ["sh"], "WorkingDir": "/base", "User": "app"},
+    });
+    match path {
+        "library/base" => {}
+        "library/nopath" => config["config"] = serde_json::json!({"Env": ["A=b"]}),
+        "library/onbuild" => {
+            config["config"]["OnBuild"] =
+                serde_json::json!(["COPY --from=tool /t /t", "RUN echo $FROM_BASE", "ENV T=1"]);
+        }
+        "library/badtrigger" => config["config"]["OnBuild"] = serde_json::json!(["RUNN x"]),
+        "library/nolayers" => {
+            config["rootfs"] = serde_json::json!({"type": "layers", "diff_ids": []});
+            config["history"] = serde_json::json!([]);
+        }
+        "library/tool" => config["config"] = serde_json::Value::Null,
+        "library/otherarch" => config["architecture"] = "riscv64".into(),
+        _ => return None,
+    }
+    if let Some(variant) = &platform.variant {
+        config["variant"] = variant.as_str().into();
+    }
+    Some(config)
+}
+
+#[async_trait]
+impl Bridge for Memory {
+    async fn resolve_image(
+        &self,
+        image: &ImageReference,
+        platform: &Platform,
+        mode: ResolveMode,
+    ) -> Result<ResolvedImage, BridgeError> {
+        self.resolved.lock().unwrap().push(format!("{image} {platform} {mode:?}"));
+        let Some(config) = image_config(image.path(), platform) else {
+            return Err(BridgeError::new(BridgeErrorKind::NotFound, format!("{image}: not found")));
+        };
+        Ok(ResolvedImage {
+            digest: Digest::of(image.path().as_bytes()),
+            config: config.to_string().into(),
+        })
+    }
+
+    async fn solve(&self, definition: Definition) -> Result<BridgeRef, BridgeError> {
+        let vertices = definition.vertices().unwrap();
+        let [(_, pb::Op { op: Some(pb::op::Op::Source(source)), .. })] = vertices.as_slice() else {
+            panic!("not a single source: {vertices:?}")
+        };
+        let name = source.identifier.strip_prefix("local://").unwrap();
+        assert_eq!(source.attrs["local.differ"], "none");
+        let paths = serde_json::from_str(&source.attrs["local.followpaths"]).unwrap();
+        let mut refs = self.refs.lock().unwrap();
+        refs.push((name.to_owned(), paths));
+        Ok(BridgeRef(refs.len() as u64 - 1))
+    }
+
+    async fn read_file(&self, from: &BridgeRef, path: &str) -> Result<Option<Bytes>, BridgeError> {
+        let (name, paths) = self.refs.lock().unwrap()[usize::try_from(from.0).unwrap()].clone();
+        assert!(paths.iter().any(|asked| asked == path), "{path} was not asked for");
+        assert!(name == "dockerfile" || name == "context");
+        Ok(self.files.get(path).cloned())
+    }
+
+    fn warn(&self, warning: Diagnostic) {
+        self.warnings.lock().unwrap().push(warning);
+    }
+}
+
+fn request(attrs: &str) -> FrontendRequest {
+    let attrs = attrs
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect();
+    FrontendRequest { attrs, build_platform: Platform::new("linux", "amd64", None) }
+}
+
+async fn run(files: BTreeMap<String, Bytes>, attrs: &str) -> String {
+    let bridge = Memory::new(files);
+    let outcome = dockerfile::build(&request(attrs), &bridge).await;
+    let mut text = String::new();
+    for warning in bridge.warnings.lock().unwrap().iter() {
+        writeln!(text, "warning: {warning}").unwrap();
+    }
+    for line in bridge.resolved.lock().unwrap().iter() {
+        writeln!(text, "asked for {line}").unwrap();
+    }
+    match outcome {
+        Err(error) => text.push_str(&error.render()),
+        Ok(result) => {
+            for image in result.images {
+                let kind = if result.multi_platform { " of an index" } else { "" };
+                writeln!(text, "\n== {}{kind}", image.platform).unwrap();
+                match &image.definition {
+                    Some(definition) => describe(definition, &mut text),
+                    None => text.push_str("empty\n"),
+                }
+                writeln!(
+                    text,
+                    "-- config, {} entries of history from the base",
+                    image.base_history_len
+                )
+                .unwrap();
+                writeln!(text, "{}", serde_json::to_string_pretty(&image.config).unwrap()).unwrap();
+            }
+        }
+    }
+    text
+}
+
+/// Writes a graph for people: vertices by number, as compact as the meaning allows.
+fn describe(definition: &Definition, text: &mut String) {
+    let checked = Definition::from_pb(definition.to_pb()).unwrap();
+    let vertices = checked.vertices().unwrap();
+    let number =
+        |digest: &str| vertices.iter().position(|(known, _)| known.to_string() == digest).unwrap();
+    for (position, (digest, op)) in vertices.iter().enumerate() {
+        let metadata = &definition.metadata[digest];
+        let name = metadata.description.get("llb.customname").map_or("", String::as_str);
+        let cache = if metadata.ignore_cache { " (no cache)" } else { "" };
+        writeln!(text, "{position}: {name}{cache}").unwrap();
+        let locations =
+            definition.source.as_ref().and_then(|source| source.locations.get(&digest.to_string()));
+        for location in locations.iter().flat_map(|locations| &locations.locations) {
+            let lines: Vec<_> = location
+                .ranges
+                .iter()
+                .map(|r| r.start.as_ref().unwrap().line.to_string())
+                .collect();
+            writeln!(text, "   lines {}", lines.join(" ")).unwrap();
+        }
+        if let Some(p) = &op.platform {
+            let variant =
+                if p.variant.is_empty() { String::new() } else { format!("/{}", p.variant) };
+            writeln!(text, "   platform {}/{}{variant}", p.os, p.architecture).unwrap();
+        }
+        let inputs: Vec<_> =
+            op.inputs.iter().map(|input| number(&input.digest).to_string()).collect();
+        if !inputs.is_empty() {
+            writeln!(text, "   inputs {}", inputs.join(" ")).unwrap();
+        }
+        match op.op.as_ref().unwrap() {
+            pb::op::Op::Source(source) => {
+                writeln!(text, "   {}", source.identifier).unwrap();
+                for (key, value) in &source.attrs {
+                    writeln!(text, "     {key}={value}").unwrap();
+                }
+            }
+            pb::op::Op::Exec(exec) => {
+                let meta = exec.meta.as_ref().unwrap();
+                writeln!(text, "   exec {:?}\n     in {} as {:?}", meta.args, meta.cwd, meta.user)
+                    .unwrap();
+                writeln!(text, "     env {:?}", meta.env).unwrap();
+                if exec.network != 0 {
+                    writeln!(text, "     network {:?}", exec.network()).unwrap();
+                }
+                if let Some(proxy) = &meta.proxy_env {
+                    writeln!(text, "     {proxy:?}").unwrap();
+                }
+                for mount in &exec.mounts {
+                    let readonly = if mount.readonly { " readonly" } else { "" };
+                    let kind = mount.mount_type();
+                    writeln!(
+                        text,
+                        "     mount {} at {} -> {}{readonly} {kind:?}",
+                        mount.input, mount.dest, mount.output
+                    )
+                    .unwrap();
+                }
+            }
+            pb::op::Op::File(file) => {
+                for action in &file.actions {
+                    let indexes =
+                        format!("({},{})->{}", action.input, action.secondary_input, action.output);
+                    writeln!(
+                        text,
+                        "   {indexes} {}",
+                        describe_action(action.action.as_ref().unwrap())
+                    )
+                    .unwrap();
+                }
+            }
+            other => writeln!(text, "   {other:?}").unwrap(),
+        }
+    }
+    let (head, index) = definition.head().unwrap();
+    writeln!(text, "result {}:{index}", number(&head.to_string())).unwrap();
+}
+
+fn describe_action(action: &pb::file_action::Action) -> String {
+    let who = |user: &Option<pb::UserOpt>| match user.as_ref().and_then(|user| user.user.as_ref()) {
+        None => String::new(),
+        Some(pb::user_opt::User::ById(id)) => id.to_string(),
+        Some(pb::user_opt::User::ByName(name)) => format!("{}@{}", name.name, name.input),
+    };
+    let owner = |owner: &Option<pb::ChownOpt>| {
+        owner
+            .as_ref()
+            .map(|owner| format!(" owner {}:{}", who(&owner.user), who(&owner.group)))
+            .unwrap_or_default()
+    };
+    match action {
+        pb::file_action::Action::Copy(copy) => {
+            let mut text = format!("copy {} {}{}", copy.src, copy.dest, owner(&copy.owner));
+            if copy.mode != -1 {
+                text.push_str(&format!(" mode {:o}{}", copy.mode, copy.mode_str));
+            }
+            for (on, word) in [
+                (copy.follow_symlink, " follow"),
+                (copy.dir_copy_contents, " contents"),
+                (copy.attempt_unpack_docker_compatibility, " unpack"),
+                (copy.create_dest_path, " create"),
+                (copy.allow_wildcard, " wildcard"),
+                (copy.allow_empty_wildcard, " none-is-fine"),
+            ] {
+                if on {
+                    text.push_str(word);
+                }
+            }
+            if !copy.exclude_patterns.is_empty() {
+                text.push_str(&format!(" exclude {:?}", copy.exclude_patterns));
+            }
+            text
+        }
+        pb::file_action::Action::Mkfile(file) => {
+            format!(
+                "mkfile {} {:o}{} {:?}",
+                file.path,
+                file.mode,
+                owner(&file.owner),
+                String::from_utf8_lossy(&file.data)
+            )
+        }
+        pb::file_action::Action::Mkdir(dir) => {
+            let time =
+                if dir.timestamp == -1 { String::new() } else { format!(" at {}", dir.timestamp) };
+            format!(
+                "mkdir {} {:o}{}{time}{}",
+                dir.path,
+                dir.mode,
+                owner(&dir.owner),
+                if dir.make_parents { " -p" } else { "" }
+            )
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
+}
+
+fn read_case(dir: &Path) -> BTreeMap<String, Bytes> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name != "expected.txt" && name != "attrs" {
+            files.insert(name, std::fs::read(entry.path()).unwrap().into());
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn testdata_is_as_expected() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let mut cases: Vec<_> =
+        std::fs::read_dir(testdata()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 10, "testdata is missing");
+    let mut different = vec![];
+    for case in cases {
+        let attrs = std::fs::read_to_string(case.join("attrs")).unwrap_or_default();
+        let text = run(read_case(&case), &attrs).await;
+        let expected = case.join("expected.txt");
+        if update {
+            std::fs::write(&expected, &text).unwrap();
+        } else if std::fs::read_to_string(&expected).unwrap_or_default() != text {
+            println!("==== {}\n{text}", case.display());
+            different.push(case);
+        }
+    }
+    assert!(different.is_empty(), "{different:?} differ; look at the text above");
+}
+
+async fn built(dockerfile: &str, attrs: &str) -> String {
+    run(BTreeMap::from([("Dockerfile".to_owned(), Bytes::from(dockerfile.to_owned()))]), attrs)
+        .await
+}
+
+#[tokio::test]
+async fn mistakes_are_told_with_their_place() {
+    for (dockerfile, attrs, line, message) in [
+        ("RUN x", "", 1, "no build stage in current context"),
+        ("ARG A=${B:?must}\nFROM scratch", "", 1, "failed to process \"${B:?must}\": B: must"),
+        ("FROM $NONE", "", 1, "base name ($NONE) should not be blank"),
+        ("FROM --platform=$X scratch", "", 1, "empty platform value from expression $X"),
+        (
+            "FROM --platform=$BUILDPLATFROM scratch",
+            "",
+            1,
+            "empty platform value from expression $BUILDPLATFROM (did you mean BUILDPLATFORM?)",
+        ),
+        (
+            "FROM --platform=a/b/c/d scratch",
+            "",
+            1,
+            "failed to parse platform a/b/c/d: invalid platform \"a/b/c/d\": expected os/architecture[/variant]",
+        ),
+        ("FROM Bad//Name", "", 1, "failed to parse stage name \"Bad//Name\""),
+        (
+            "FROM alpin",
+            "",
+            1,
+            "alpin (did you mean alpine?): docker.io/library/alpin:latest: not found",
+        ),
+        (
+            "FROM scratch AS build\nFROM biuld",
+            "",
+            2,
+            "biuld (did you mean build?): docker.io/library/biuld:latest: not found",
+        ),
+        ("FROM scratch\nCOPY --from=3 a b", "", 2, "invalid stage index 3"),
+        (
+            "FROM scratch\nCOPY --from=$x a b",
+            "",
+            2,
+            "variable expansion is not supported for --from",
+        ),
+        (
+            "FROM scratch AS a\nCOPY --from=b x y\nFROM a AS b\nCOPY --from=a x y",
+            "",
+            4,
+            "circular dependency detected on stage: a",
+        ),
+        ("FROM scratch AS a\nCOPY --from=a x y", "", 2, "circular dependency detected on stage: a"),
+        (
+            "FROM scratch AS a\nCOPY --from=b x y\nFROM scratch AS b\nFROM a",
+            "",
+            2,
+            "cannot copy from stage \"b\", it needs to be defined before current stage \"a\"",
+        ),
+        (
+            "FROM base\nRUN --mount=type=cache,target=/x y",
+            "",
+            2,
+            "RUN --mount is not supported yet",
+        ),
+        (
+            "FROM base\nRUN --security=insecure y",
+            "",
+            2,
+            "RUN --security=insecure is not supported yet",
+        ),
+        ("FROM base\nRUN --device=x y", "", 2, "RUN --device is not supported yet"),
+        ("FROM base\nRUN []", "", 2, "RUN requires at least one argument"),
+        ("FROM base\nCOPY --link a b", "", 2, "COPY --link is not supported yet"),
+        ("FROM base\nCOPY --parents a b", "", 2, "COPY --parents is not supported yet"),
+        ("FROM base\nADD --unpack=false a b", "", 2, "ADD --unpack is not supported yet"),
+        ("FROM base\nADD --checksum=sha256:x a b", "", 2, "ADD --checksum is not supported yet"),
+        ("FROM base\nADD https://x/y b", "", 2, "ADD from a URL is not supported yet"),
+        (
+            "FROM base\nADD https://x/y.git b",
+            "",
+            2,
+            "ADD from a git repository is not supported yet",
+        ),
+        ("FROM base\nCOPY https://x/y b", "", 2, "source can't be a URL for COPY"),
+        ("FROM base\nCOPY git@x:y b", "", 2, "source can't be a git ref for COPY"),
+        (
+            "FROM base\nCOPY --chmod=9 a b",
+            "",
+            2,
+            "invalid chmod parameter: '9'. it should be octal string and between 0 and 07777",
+        ),
+        ("FROM base\nSTOPSIGNAL nope", "", 2, "invalid signal: nope"),
+        ("FROM base\nEXPOSE x", "", 2, "invalid containerPort: x"),
+        ("FROM base\nVOLUME $NONE", "", 2, "VOLUME specified can not be an empty string"),
+        ("FROM base\nWORKDIR ${X:?y}", "", 2, "failed to process \"${X:?y}\": X: y"),
+        (
+            "FROM badtrigger",
+            "",
+            1,
+            "ONBUILD trigger \"RUNN x\" of image badtrigger: dockerfile parse error on line 1: unknown instruction: RUNN (did you mean RUN?)",
+        ),
+        (
+            "# syntax=me/frontend:1\nFROM scratch",
+            "",
+            1,
+            "the frontend image \"me/frontend:1\" of the syntax directive is not supported yet",
+        ),
+        ("FROM base\nRUN <<EOF\n", "", 2, "unterminated heredoc"),
+        (
+            "FROM scratch AS build",
+            "target=biuld",
+            0,
+            "target stage \"biuld\" could not be found (did you mean build?)",
+        ),
+        ("ARG X", "", 0, "dockerfile contains no stages to build"),
+        ("", "", 0, "the Dockerfile cannot be empty"),
+        ("FROM scratch", "build-arg:SOURCE_DATE_EPOCH=soon", 0, "invalid SOURCE_DATE_EPOCH: soon"),
+    ] {
+        let bridge = Memory::new(BTreeMap::from([(
+            "Dockerfile".to_owned(),
+            Bytes::from(dockerfile.to_owned()),
+        )]));
+        let error = dockerfile::build(&request(attrs), &bridge).await.unwrap_err();
+        let found = &error.diagnostics[0];
+        assert!(found.message.starts_with(message), "{dockerfile:?}: {}", found.message);
+        assert_eq!(found.spans.first().map_or(0, |span| span.lines.first), line, "{dockerfile:?}");
+    }
+}
+
+#[tokio::test]
+async fn all_mistakes_of_a_file_are_told_at_once() {
+    let bridge = Memory::new(BTreeMap::from([(
+        "Dockerfile".to_owned(),
+        Bytes::from("FROM scratch\nRUNN x\nUSER\n"),
+    )]));
+    let error = dockerfile::build(&request(""), &bridge).await.unwrap_err();
+    let lines: Vec<_> = error.diagnostics.iter().map(|found| found.spans[0].lines.first).collect();
+    assert_eq!(lines, [2, 3]);
+}
+
+#[tokio::test]
+async fn missing_dockerfile_says_which() {
+    let text = run(BTreeMap::new(), "filename=sub/Dockerfile").await;
+    assert!(text.contains("failed to read dockerfile: sub/Dockerfile: no such file"), "{text}");
+}
+
+#[tokio::test]
+async fn lower_case_name_is_found_too() {
+    let text =
+        run(BTreeMap::from([("dockerfile".to_owned(), Bytes::from("FROM scratch"))]), "").await;
+    assert!(text.contains("== linux/amd64\nempty"), "{text}");
+}
+
+#[tokio::test]
+async fn unused_stages_are_only_parsed() {
+    let dockerfile = "FROM missing AS a\nCOPY ${X:?bad} /\nRUN --mount=type=cache,target=/x y\nEXPOSE nope\nFROM scratch";
+    let text = built(dockerfile, "").await;
+    assert!(text.contains("empty") && !text.contains("asked for"), "{text}");
+}
+
+#[tokio::test]
+async fn stage_reference_in_from_is_case_sensitive_and_in_copy_is_not() {
+    let text = built("FROM scratch AS Build\nFROM Build", "").await;
+    assert!(text.contains("failed to parse stage name \"Build\""), "{text}");
+    let text = built("FROM base AS Build\nFROM scratch\nCOPY --from=BUILD /a /b", "").await;
+    assert!(text.contains("copy /a /b"), "{text}");
+    let text = built("FROM base AS Build\nFROM scratch", "target=BUILD").await;
+    assert!(text.contains("docker-image://docker.io/library/base"), "{text}");
+}
+
+#[tokio::test]
+async fn own_ignore_file_replaces_that_of_the_context() {
+    let files = |own: bool| {
+        let mut files = BTreeMap::from([
+            ("Dockerfile".to_owned(), Bytes::from("FROM scratch\nCOPY . /\n")),
+            (".dockerignore".to_owned(), Bytes::from("a\n!b\n")),
+        ]);
+        if own {
+            files.insert("Dockerfile.dockerignore".into(), Bytes::from("# none\n"));
+        }
+        files
+    };
+    let text = run(files(false), "").await;
+    assert!(text.contains("local.excludepatterns=[\"a\",\"!b\"]"), "{text}");
+    let text = run(files(true), "").await;
+    assert!(!text.contains("excludepatterns"), "{text}");
+}
+
+#[tokio::test]
+async fn bad_ignore_file_is_refused() {
+    for bad in ["!", "[a"] {
+        let files = BTreeMap::from([
+            ("Dockerfile".to_owned(), Bytes::from("FROM scratch\n")),
+            (".dockerignore".to_owned(), Bytes::from(bad)),
+        ]);
+        let text = run(files, "").await;
+        assert!(text.contains("failed parsing .dockerignore: "), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn scratch_ignores_platform_and_children_inherit_it() {
+    let text =
+        built("FROM --platform=linux/arm64 base AS a\nFROM --platform=linux/s390x a\nRUN x", "")
+            .await;
+    assert_eq!(text.matches("   platform linux/arm64\n").count(), 2, "{text}");
+    let text = built("FROM --platform=linux/arm64 scratch\nRUN [\"x\"]", "").await;
+    assert!(text.contains("   platform linux/amd64\n"), "{text}");
+}

@@ -1,0 +1,252 @@
+//! A definition loaded as a graph of vertices.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use slipway_spec::llb::{Definition, pb};
+use slipway_spec::{Digest, Platform};
+use slipway_store::result::ResultKey;
+use slipway_store::snapshot::Snapshot;
+use tokio::sync::OnceCell;
+
+use crate::error::{Cause, FailedVertex, Result};
+
+/// One step, with what is known of it so far.
+#[derive(Debug)]
+pub struct Vertex {
+    /// The digest of the marshalled op.
+    pub digest: Digest,
+    /// Its name for people.
+    pub name: Arc<str>,
+    /// What is to be done.
+    pub(crate) op: pb::op::Op,
+    /// Where it is to run.
+    pub(crate) platform: Option<Platform>,
+    pub(crate) inputs: Vec<Edge>,
+    /// Whether results from before must not be used, because the user said so of this step or of one below it.
+    pub(crate) fresh: bool,
+    ranges: Vec<pb::Range>,
+    source: Option<Arc<pb::SourceInfo>>,
+    pub(crate) key: OnceCell<Result<ResultKey>>,
+    pub(crate) results: OnceCell<Result<Vec<Snapshot>>>,
+    pub(crate) announced: std::sync::atomic::AtomicBool,
+}
+
+/// One output of a vertex.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// The vertex.
+    pub vertex: Arc<Vertex>,
+    /// Which of its outputs.
+    pub index: usize,
+}
+
+impl Vertex {
+    pub(crate) fn failed(&self) -> FailedVertex {
+        FailedVertex {
+            digest: self.digest.clone(),
+            name: self.name.clone(),
+            ranges: self.ranges.clone(),
+            source: self.source.clone(),
+        }
+    }
+}
+
+/// The vertices of a job by digest and freshness; definitions that are loaded later find the earlier ones' vertices.
+pub(crate) type Vertices = HashMap<(Digest, bool), Arc<Vertex>>;
+
+/// Loads a definition and returns the edge it stands for.
+pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge> {
+    let sources: Vec<Arc<pb::SourceInfo>> =
+        definition.source.iter().flat_map(|source| source.infos.iter().cloned().map(Arc::new)).collect();
+    // Within one definition a digest names one vertex, whatever its freshness.
+    let mut loaded: HashMap<Digest, Arc<Vertex>> = HashMap::new();
+    for (digest, op) in definition.vertices()? {
+        let metadata = definition.metadata.get(&digest);
+        let inputs = op
+            .inputs
+            .iter()
+            .map(|input| {
+                let vertex = input.digest.parse().ok().and_then(|digest: Digest| loaded.get(&digest).cloned());
+                let index = usize::try_from(input.index).ok();
+                vertex.zip(index).map(|(vertex, index)| Edge { vertex, index }).ok_or_else(|| {
+                    Cause::Invalid(format!("vertex {digest} has an input {} that is not there", input.digest))
+                })
+            })
+            .collect::<std::result::Result<Vec<_>, Cause>>()?;
+        let fresh = metadata.is_some_and(|m| m.ignore_cache) || inputs.iter().any(|edge| edge.vertex.fresh);
+        let locations = definition.source.as_ref().and_then(|source| source.locations.get(&digest.to_string()));
+        let location = locations.and_then(|locations| locations.locations.first());
+        let name = metadata
+            .and_then(|metadata| metadata.description.get("llb.customname"))
+            .filter(|name| !name.is_empty())
+            .map_or_else(|| describe(&op), Clone::clone);
+        let platform = op.platform.as_ref().map(to_platform);
+        let Some(kind) = op.op else {
+            return Err(Cause::Invalid(format!("vertex {digest} has no operation")).into());
+        };
+        check(&digest, &kind, inputs.len())?;
+        let vertex = known.entry((digest.clone(), fresh)).or_insert_with(|| {
+            Arc::new(Vertex {
+                digest: digest.clone(),
+                name: name.into(),
+                op: kind,
+                platform,
+                inputs,
+                fresh,
+                ranges: location.map(|location| location.ranges.clone()).unwrap_or_default(),
+                source: location
+                    .and_then(|location| usize::try_from(location.source_index).ok())
+                    .and_then(|at| sources.get(at).cloned()),
+                key: OnceCell::new(),
+                results: OnceCell::new(),
+                announced: false.into(),
+            })
+        });
+        loaded.insert(digest, vertex.clone());
+    }
+    let (head, index) = definition.head()?;
+    let vertex = loaded.remove(&head).ok_or_else(|| Cause::Invalid(format!("vertex {head} is not there")))?;
+    Ok(Edge { vertex, index })
+}
+
+fn to_platform(platform: &pb::Platform) -> Platform {
+    let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    Platform {
+        os: platform.os.clone(),
+        architecture: platform.architecture.clone(),
+        variant: text(&platform.variant),
+        os_version: text(&platform.os_version),
+        os_features: platform.os_features.clone(),
+    }
+    .normalized()
+}
+
+fn describe(op: &pb::Op) -> String {
+    match &op.op {
+        Some(pb::op::Op::Source(source)) => source.identifier.clone(),
+        Some(pb::op::Op::Exec(exec)) => exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default(),
+        Some(pb::op::Op::File(_)) => "file".into(),
+        Some(pb::op::Op::Build(_)) => "build".into(),
+        Some(pb::op::Op::Merge(_)) => "merge".into(),
+        Some(pb::op::Op::Diff(_)) => "diff".into(),
+        Some(pb::op::Op::Passthrough(_)) => "passthrough".into(),
+        None => String::new(),
+    }
+}
+
+/// Checks what later code relies on: every index an op names exists.
+fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
+    let fail = |what: &str| Err(Cause::Invalid(format!("vertex {digest}: {what}")).into());
+    let input = |index: i64| index == -1 || usize::try_from(index).is_ok_and(|index| index < inputs);
+    match op {
+        pb::op::Op::Exec(exec) => {
+            let Some(meta) = &exec.meta else { return fail("a process needs its parameters") };
+            if meta.args.is_empty() {
+                return fail("a process needs at least one argument");
+            }
+            if !exec.mounts.iter().any(|mount| mount.dest == "/") {
+                return fail("a process needs a root file system");
+            }
+            if !exec.mounts.iter().all(|mount| input(mount.input)) {
+                return fail("a mount names an input that is not there");
+            }
+        }
+        pb::op::Op::File(file) => {
+            if file.actions.is_empty() {
+                return fail("a file operation needs an action");
+            }
+            for (at, action) in file.actions.iter().enumerate() {
+                let earlier = |index: i64| index >= -1 && index < i64::try_from(inputs + at).unwrap_or(i64::MAX);
+                if !earlier(action.input) || !earlier(action.secondary_input) {
+                    return fail("an action names an input that is not there");
+                }
+                if action.action.is_none() {
+                    return fail("an action does nothing that is known here");
+                }
+            }
+        }
+        pb::op::Op::Merge(merge) if !merge.inputs.iter().all(|i| i.input >= 0 && input(i.input)) => {
+            return fail("a merge names an input that is not there");
+        }
+        pb::op::Op::Diff(diff) => {
+            let lower = diff.lower.as_ref().map(|side| side.input);
+            let upper = diff.upper.as_ref().map(|side| side.input);
+            if ![lower, upper].iter().all(|side| side.is_some_and(input)) {
+                return fail("a diff needs two inputs");
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Encodes a message: equal messages give equal bytes.
+pub(crate) fn encode(message: &impl prost::Message) -> Vec<u8> {
+    message.encode_to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+    use std::collections::BTreeMap;
+
+    fn definition(ops: Vec<pb::Op>) -> Definition {
+        let message = pb::Definition {
+            def: ops.iter().map(pb::Op::encode_to_vec).collect(),
+            metadata: BTreeMap::new(),
+            source: None,
+        };
+        Definition::from_pb(message).unwrap()
+    }
+
+    fn input(op: &pb::Op) -> pb::Input {
+        pb::Input { digest: Digest::of(&op.encode_to_vec()).to_string(), index: 0 }
+    }
+
+    fn op(kind: pb::op::Op, inputs: Vec<pb::Input>) -> pb::Op {
+        pb::Op { inputs, op: Some(kind), platform: None, constraints: None }
+    }
+
+    #[test]
+    fn hostile_operations_are_refused() {
+        let source = op(
+            pb::op::Op::Source(pb::SourceOp { identifier: "local://x".into(), attrs: BTreeMap::new() }),
+            vec![],
+        );
+        let mount = |input| pb::Mount { input, dest: "/".into(), ..Default::default() };
+        let meta = || Some(pb::Meta { args: vec!["x".into()], ..Default::default() });
+        let bad = [
+            pb::op::Op::Exec(pb::ExecOp::default()),
+            pb::op::Op::Exec(pb::ExecOp { meta: meta(), ..Default::default() }),
+            pb::op::Op::Exec(pb::ExecOp { meta: meta(), mounts: vec![mount(7)], ..Default::default() }),
+            pb::op::Op::File(pb::FileOp::default()),
+            pb::op::Op::File(pb::FileOp {
+                actions: vec![pb::FileAction { input: 9, secondary_input: -1, output: 0, action: None }],
+            }),
+            pb::op::Op::Merge(pb::MergeOp { inputs: vec![pb::MergeInput { input: -3 }] }),
+            pb::op::Op::Diff(pb::DiffOp::default()),
+        ];
+        for kind in bad {
+            let middle = op(kind.clone(), vec![input(&source)]);
+            let last = pb::Op { inputs: vec![input(&middle)], ..Default::default() };
+            let definition = definition(vec![source.clone(), middle, last]);
+            assert!(load(&definition, &mut Vertices::new()).is_err(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_vertex_of_two_definitions_is_one() {
+        let source = op(
+            pb::op::Op::Source(pb::SourceOp { identifier: "local://x".into(), attrs: BTreeMap::new() }),
+            vec![],
+        );
+        let last = pb::Op { inputs: vec![input(&source)], ..Default::default() };
+        let definition = definition(vec![source, last]);
+        let mut known = Vertices::new();
+        let first = load(&definition, &mut known).unwrap();
+        let second = load(&definition, &mut known).unwrap();
+        assert!(Arc::ptr_eq(&first.vertex, &second.vertex));
+    }
+}

@@ -1,0 +1,594 @@
+//! One build: vertices on their way to results.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all, try_join_all};
+use sha2::{Digest as _, Sha256};
+use slipway_spec::llb::{Definition, pb};
+use slipway_spec::progress::{ProgressEvent, ProgressSink};
+use slipway_spec::{Digest, ImageReference, Platform};
+use slipway_store::result::{ResultKey, StepResult};
+use slipway_store::snapshot::{LayerId, Snapshot};
+use slipway_store::view::View;
+use slipway_store::{Store, blocking, transfer};
+use tokio::sync::Semaphore;
+
+use crate::client::{LocalFiles, LocalRequest};
+use crate::error::{Cause, Result, SolveError};
+use crate::executor::Executor;
+use crate::graph::{self, Edge, Vertex, Vertices, encode};
+use crate::operation::{exec, file};
+use crate::source::image::{Images, Lookup, RemoteLayer};
+
+/// What all builds of a process share.
+#[derive(Clone)]
+pub struct Worker {
+    /// Where results are.
+    pub store: Store,
+    /// Where images come from.
+    pub images: Images,
+    /// What runs processes.
+    pub executor: Arc<dyn Executor>,
+    /// How many processes may run at once.
+    pub parallel: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// One build. Cheap to clone; dropping the futures it returned stops the work they did.
+#[derive(Clone, Debug)]
+pub struct Job(Arc<Inner>);
+
+struct Inner {
+    worker: Worker,
+    client: Arc<dyn LocalFiles>,
+    progress: Arc<dyn ProgressSink>,
+    vertices: Mutex<Vertices>,
+    /// Where to fetch layers that are not in the store.
+    remote: Mutex<HashMap<LayerId, RemoteLayer>>,
+    /// Folders of the client, scanned once per way they are asked for.
+    locals: tokio::sync::Mutex<HashMap<LocalRequest, Arc<View>>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says that a vertex was given up, unless it ended in another way.
+struct Announced<'a> {
+    progress: &'a dyn ProgressSink,
+    vertex: &'a Digest,
+    ended: bool,
+}
+
+impl Announced<'_> {
+    fn end(mut self, event: ProgressEvent) {
+        self.ended = true;
+        self.progress.send(event);
+    }
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.progress.send(ProgressEvent::Canceled { vertex: self.vertex.clone() });
+        }
+    }
+}
+
+impl Job {
+    /// Starts a build.
+    pub fn new(worker: Worker, client: Arc<dyn LocalFiles>, progress: Arc<dyn ProgressSink>) -> Self {
+        Self(Arc::new(Inner {
+            worker,
+            client,
+            progress,
+            vertices: Mutex::default(),
+            remote: Mutex::default(),
+            locals: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Returns what this build shares with others.
+    pub fn worker(&self) -> &Worker {
+        &self.0.worker
+    }
+
+    /// Loads a definition without solving it.
+    ///
+    /// # Errors
+    /// When the definition is not well formed.
+    pub fn load(&self, definition: &Definition) -> Result<Edge> {
+        graph::load(definition, &mut lock(&self.0.vertices))
+    }
+
+    /// Returns the file system that an edge stands for, executing what must be.
+    ///
+    /// # Errors
+    /// The first failure of a step it needs.
+    pub async fn solve(&self, edge: &Edge) -> Result<Snapshot> {
+        let results = self.results(&edge.vertex).await?;
+        results.get(edge.index).cloned().ok_or_else(|| {
+            Cause::Invalid(format!("{} has no output {}", edge.vertex.name, edge.index)).into()
+        })
+    }
+
+    /// Reads a small file of a result; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the result cannot be had or the file is larger than `limit` bytes.
+    pub async fn read_file(&self, edge: &Edge, path: &str, limit: u64) -> Result<Option<Bytes>> {
+        if let Some(request) = local_request(&edge.vertex.op)? {
+            return Ok(self.0.client.read(&request.name, path).await?);
+        }
+        let snapshot = self.solve(edge).await?;
+        self.provide(&snapshot).await?;
+        let (store, path) = (self.store().clone(), path.to_owned());
+        Ok(blocking::run(move || store.view(&snapshot.layers)?.read(path.as_bytes(), limit)).await?.map(Bytes::from))
+    }
+
+    fn store(&self) -> &Store {
+        &self.0.worker.store
+    }
+
+    fn key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> BoxFuture<'a, Result<ResultKey>> {
+        async move { vertex.key.get_or_init(|| self.compute_key(vertex)).await.clone() }.boxed()
+    }
+
+    async fn edge_key(&self, edge: &Edge) -> Result<ResultKey> {
+        let key = self.key(&edge.vertex).await?;
+        Ok(output_key(&key, edge.index))
+    }
+
+    async fn compute_key(&self, vertex: &Arc<Vertex>) -> Result<ResultKey> {
+        let key = match &vertex.op {
+            pb::op::Op::Source(source) if source.identifier.starts_with("local://") => {
+                let view = self.local(vertex).await?;
+                let digest = blocking::run(move || Ok(file::tree_digest(&view))).await??;
+                let mut hash = tagged(b"local");
+                hash.update(digest);
+                ResultKey(hash.finalize().into())
+            }
+            pb::op::Op::Source(source) => {
+                let (_, diff_ids) = self.image(vertex, source).await?;
+                let mut hash = tagged(b"layers");
+                for diff_id in diff_ids {
+                    hash.update(diff_id.to_string());
+                }
+                ResultKey(hash.finalize().into())
+            }
+            pb::op::Op::Exec(op) => {
+                // A proxy changes how bytes arrive, not which.
+                let mut op = op.clone();
+                if let Some(meta) = &mut op.meta {
+                    meta.proxy_env = None;
+                }
+                self.definition_key(b"exec", &encode(&op), vertex, true).await?
+            }
+            pb::op::Op::File(op) => self.file_key(vertex, op).await?,
+            pb::op::Op::Merge(op) => self.definition_key(b"merge", &encode(op), vertex, false).await?,
+            pb::op::Op::Diff(op) => self.definition_key(b"diff", &encode(op), vertex, false).await?,
+            pb::op::Op::Build(_) | pb::op::Op::Passthrough(_) => {
+                return Err(SolveError::from(Cause::Unsupported("this kind of build step".into()))
+                    .at(|| vertex.failed()));
+            }
+        };
+        Ok(key)
+    }
+
+    async fn definition_key(
+        &self,
+        tag: &[u8],
+        op: &[u8],
+        vertex: &Arc<Vertex>,
+        platform: bool,
+    ) -> Result<ResultKey> {
+        let mut hash = tagged(tag);
+        hash.update((op.len() as u64).to_le_bytes());
+        hash.update(op);
+        if platform {
+            hash.update(vertex.platform.clone().unwrap_or_else(Platform::host).to_string());
+            hash.update([0]);
+        }
+        for key in try_join_all(vertex.inputs.iter().map(|edge| self.edge_key(edge))).await? {
+            hash.update(key.0);
+        }
+        Ok(ResultKey(hash.finalize().into()))
+    }
+
+    /// A file operation is identified by what it does, what it does it to, and the content it reads. The content of a
+    /// step's result is known only once the step has run, so the step's key is kept as another name of it.
+    async fn file_key(&self, vertex: &Arc<Vertex>, op: &pb::FileOp) -> Result<ResultKey> {
+        let count = vertex.inputs.len();
+        let input = |index: i64| usize::try_from(index).ok().filter(|index| *index < count);
+        let bases: BTreeSet<usize> = op.actions.iter().filter_map(|action| input(action.input)).collect();
+        let mut base = tagged(b"file");
+        let encoded = encode(op);
+        base.update((encoded.len() as u64).to_le_bytes());
+        base.update(&encoded);
+        for at in &bases {
+            base.update((*at as u64).to_le_bytes());
+            base.update(self.edge_key(&vertex.inputs[*at]).await?.0);
+        }
+        // One digest per copy action that reads an input it does not change.
+        let mut definition = base.clone();
+        definition.update(b"definition");
+        let mut reads = vec![];
+        let mut certain = true;
+        for action in &op.actions {
+            let Some(pb::file_action::Action::Copy(copy)) = &action.action else { continue };
+            let Some(at) = input(action.secondary_input).filter(|at| !bases.contains(at)) else { continue };
+            let edge = &vertex.inputs[at];
+            let known = if is_local(&edge.vertex.op) {
+                let digest = self.read_digest(vertex, copy, edge).await?;
+                definition.update(digest);
+                Some(digest)
+            } else {
+                certain = false;
+                definition.update(self.edge_key(edge).await?.0);
+                None
+            };
+            reads.push((copy, edge, known));
+        }
+        let definition = ResultKey(definition.finalize().into());
+        if !certain && !vertex.fresh {
+            let store = self.store().clone();
+            if let Some(key) = blocking::run(move || store.alias(&definition)).await? {
+                return Ok(key);
+            }
+        }
+        let mut content = base;
+        content.update(b"content");
+        for (copy, edge, known) in reads {
+            let digest = match known {
+                Some(digest) => digest,
+                None => self.read_digest(vertex, copy, edge).await?,
+            };
+            content.update(digest);
+        }
+        let key = ResultKey(content.finalize().into());
+        if !certain {
+            let store = self.store().clone();
+            blocking::run(move || store.remember_alias(&definition, &key)).await?;
+        }
+        Ok(key)
+    }
+
+    async fn read_digest(&self, vertex: &Arc<Vertex>, copy: &pb::FileActionCopy, edge: &Edge) -> Result<[u8; 32]> {
+        let view = self.view(edge).await?;
+        let copy = copy.clone();
+        blocking::run(move || Ok(file::source_digest(&copy, &view))).await?.map_err(|error| error.at(|| vertex.failed()))
+    }
+
+    /// Opens an edge for reading, whatever it is.
+    async fn view(&self, edge: &Edge) -> Result<Arc<View>> {
+        if is_local(&edge.vertex.op) {
+            return self.local(&edge.vertex).await;
+        }
+        let snapshot = self.solve(edge).await?;
+        self.provide(&snapshot).await?;
+        let store = self.store().clone();
+        Ok(blocking::run(move || Ok(Arc::new(store.view(&snapshot.layers)?))).await?)
+    }
+
+    async fn local(&self, vertex: &Arc<Vertex>) -> Result<Arc<View>> {
+        let request = local_request(&vertex.op)?
+            .ok_or_else(|| SolveError::from(Cause::Invalid(format!("{} is not a local source", vertex.name))))?;
+        let mut locals = self.0.locals.lock().await;
+        if let Some(view) = locals.get(&request) {
+            return Ok(view.clone());
+        }
+        let announced = self.start(vertex);
+        let scanned = self.0.client.tree(&request).await;
+        let view = self.end(vertex, announced, scanned.map_err(SolveError::from))?;
+        let view = Arc::new(View::of_tree(Arc::new(view)));
+        locals.insert(request, view.clone());
+        Ok(view)
+    }
+
+    async fn image(&self, vertex: &Arc<Vertex>, source: &pb::SourceOp) -> Result<(Snapshot, Vec<Digest>)> {
+        let failed = |cause: Cause| SolveError::from(cause).at(|| vertex.failed());
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            return Err(failed(Cause::Unsupported(format!("the source {}", source.identifier))));
+        };
+        let reference: ImageReference =
+            name.parse().map_err(|error: slipway_spec::ReferenceError| failed(Cause::Invalid(error.to_string())))?;
+        let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
+        let lookup = match source.attrs.get("image.resolvemode").map(String::as_str) {
+            Some("pull") if reference.digest().is_none() => Lookup::Registry,
+            Some("local") => Lookup::StoreOnly,
+            _ => Lookup::StoreFirst,
+        };
+        let images = &self.0.worker.images;
+        let found = async {
+            let image = Arc::new(images.resolve(&reference, &platform, lookup).await?);
+            let layers = images.layers(&reference, &image).await?;
+            Ok((image, layers))
+        };
+        let (image, (snapshot, remote)) = found.await.map_err(|error: SolveError| error.at(|| vertex.failed()))?;
+        lock(&self.0.remote).extend(remote.into_iter().map(|layer| (layer.layer, layer)));
+        Ok((snapshot, image.parsed.rootfs.diff_ids.clone()))
+    }
+
+    /// Fetches those layers of a snapshot that are not here in any form.
+    ///
+    /// # Errors
+    /// When a registry fails.
+    pub async fn provide(&self, snapshot: &Snapshot) -> Result<()> {
+        let wanted: Vec<RemoteLayer> = {
+            let remote = lock(&self.0.remote);
+            snapshot.layers.iter().filter_map(|layer| remote.get(layer).cloned()).collect()
+        };
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let store = self.store().clone();
+        let missing = blocking::run(move || {
+            let mut missing = vec![];
+            for layer in wanted {
+                if !store.obtainable(layer.layer)? {
+                    missing.push(layer);
+                }
+            }
+            Ok(missing)
+        })
+        .await?;
+        let Some(first) = missing.first() else { return Ok(()) };
+        let name: Arc<str> = format!("pulling {}", first.reference).into();
+        let id = Digest::of(name.as_bytes());
+        self.0.progress.send(ProgressEvent::Started { vertex: id.clone(), name });
+        let announced = Announced { progress: &*self.0.progress, vertex: &id, ended: false };
+        let fetched = try_join_all(missing.iter().map(|layer| self.fetch(&id, layer))).await;
+        announced.end(match &fetched {
+            Ok(_) => ProgressEvent::Done { vertex: id.clone() },
+            Err(error) => ProgressEvent::Failed { vertex: id.clone(), error: error.to_string().into() },
+        });
+        fetched.map(drop)
+    }
+
+    async fn fetch(&self, vertex: &Digest, layer: &RemoteLayer) -> Result<()> {
+        let (total, id): (u64, Arc<str>) = (layer.descriptor.size, layer.descriptor.digest.to_string().into());
+        let progress = self.0.progress.clone();
+        let report = |current: u64, done: bool| {
+            progress.send(ProgressEvent::Status { vertex: vertex.clone(), id: id.clone(), current, total, done });
+        };
+        report(0, false);
+        let registry = self.0.worker.images.registry();
+        transfer::fetch_blob(self.store(), registry, &layer.reference, &layer.descriptor, &|current| {
+            report(current, false);
+        })
+        .await?;
+        let (store, layer) = (self.store().clone(), layer.clone());
+        blocking::run(move || store.record_layer_blob(layer.layer, &layer.descriptor, None)).await?;
+        report(total, true);
+        Ok(())
+    }
+
+    fn results<'a>(&'a self, vertex: &'a Arc<Vertex>) -> BoxFuture<'a, Result<Vec<Snapshot>>> {
+        async move { vertex.results.get_or_init(|| self.compute_results(vertex)).await.clone() }.boxed()
+    }
+
+    async fn compute_results(&self, vertex: &Arc<Vertex>) -> Result<Vec<Snapshot>> {
+        match &vertex.op {
+            pb::op::Op::Source(source) if source.identifier.starts_with("local://") => {
+                let view = self.local(vertex).await?;
+                let (store, name) = (self.store().clone(), vertex.name.clone());
+                let layer = blocking::run(move || store.adopt_tree(view.flatten()?, &name)).await?;
+                return Ok(vec![Snapshot { layers: vec![layer] }]);
+            }
+            pb::op::Op::Source(source) => {
+                let announced = self.start(vertex);
+                let image = self.image(vertex, source).await.map(|(snapshot, _)| vec![snapshot]);
+                return self.end(vertex, announced, image);
+            }
+            pb::op::Op::Merge(op) => {
+                let parts = self.input_results(vertex).await?;
+                let chosen = op.inputs.iter().filter_map(|input| parts.get(usize::try_from(input.input).ok()?));
+                return Ok(vec![Snapshot { layers: chosen.flat_map(|part| part.layers.iter().copied()).collect() }]);
+            }
+            pb::op::Op::Diff(op) => return self.diff(vertex, op).await,
+            _ => {}
+        }
+        let key = self.key(vertex).await?;
+        if !vertex.fresh
+            && let Some(results) = self.recall(&key, output_count(&vertex.op)).await?
+        {
+            self.announce_cached(vertex);
+            return Ok(results);
+        }
+        let inputs = self.input_results(vertex).await?;
+        try_join_all(inputs.iter().map(|input| self.provide(input))).await?;
+        // Waiting for a place is not yet work on the step.
+        let _place = match &vertex.op {
+            pb::op::Op::Exec(_) => self.0.worker.parallel.acquire().await.ok(),
+            _ => None,
+        };
+        let announced = self.start(vertex);
+        let done = self.execute(vertex, inputs).await;
+        let results = self.end(vertex, announced, done)?;
+        self.remember(vertex, &key, &results).await?;
+        Ok(results)
+    }
+
+    async fn diff(&self, vertex: &Arc<Vertex>, op: &pb::DiffOp) -> Result<Vec<Snapshot>> {
+        let parts = self.input_results(vertex).await?;
+        let side = |input: Option<i64>| -> Snapshot {
+            input.and_then(|i| usize::try_from(i).ok()).and_then(|i| parts.get(i).cloned()).unwrap_or_default()
+        };
+        let lower = side(op.lower.as_ref().map(|side| side.input));
+        let upper = side(op.upper.as_ref().map(|side| side.input));
+        match upper.layers.strip_prefix(lower.layers.as_slice()) {
+            Some(rest) => Ok(vec![Snapshot { layers: rest.to_vec() }]),
+            None => Err(SolveError::from(Cause::Unsupported("a diff of unrelated file systems".into()))
+                .at(|| vertex.failed())),
+        }
+    }
+
+    /// Returns the file systems of all inputs; for a local source that is a layer nobody may need, so file operations
+    /// read it as a view instead.
+    async fn input_results(&self, vertex: &Arc<Vertex>) -> Result<Vec<Snapshot>> {
+        let reads_locals = matches!(vertex.op, pb::op::Op::File(_));
+        try_join_all(vertex.inputs.iter().map(|edge| async move {
+            if reads_locals && is_local(&edge.vertex.op) { Ok(Snapshot::default()) } else { self.solve(edge).await }
+        }))
+        .await
+    }
+
+    async fn execute(&self, vertex: &Arc<Vertex>, inputs: Vec<Snapshot>) -> Result<Vec<Snapshot>> {
+        match &vertex.op {
+            pb::op::Op::Exec(op) => exec::run(&self.0.worker, &self.0.progress, vertex, op, &inputs).await,
+            pb::op::Op::File(op) => {
+                let locals = join_all(vertex.inputs.iter().map(|edge| async move {
+                    if is_local(&edge.vertex.op) { self.local(&edge.vertex).await.map(Some) } else { Ok(None) }
+                }))
+                .await
+                .into_iter()
+                .collect::<Result<Vec<_>>>()?;
+                let (store, op, name) = (self.store().clone(), op.clone(), vertex.name.clone());
+                blocking::run(move || Ok(crate::operation::apply_file_op(&store, &op, &inputs, locals, &name))).await?
+            }
+            _ => Err(Cause::Unsupported("this kind of build step".into()).into()),
+        }
+    }
+
+    /// Finds results from before whose layers can still be had.
+    async fn recall(&self, key: &ResultKey, outputs: usize) -> Result<Option<Vec<Snapshot>>> {
+        let (store, key) = (self.store().clone(), *key);
+        let found = blocking::run(move || {
+            (0..outputs).map(|output| store.result(&output_key(&key, output))).collect::<slipway_store::Result<Vec<_>>>()
+        })
+        .await?;
+        let Some(found) = found.into_iter().collect::<Option<Vec<StepResult>>>() else { return Ok(None) };
+        let remote: BTreeSet<LayerId> = lock(&self.0.remote).keys().copied().collect();
+        let store = self.store().clone();
+        Ok(blocking::run(move || {
+            for layer in found.iter().flat_map(|result| &result.snapshot.layers) {
+                if !remote.contains(layer) && !store.obtainable(*layer)? {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(found.into_iter().map(|result| result.snapshot).collect()))
+        })
+        .await?)
+    }
+
+    async fn remember(&self, vertex: &Arc<Vertex>, key: &ResultKey, results: &[Snapshot]) -> Result<()> {
+        let (store, key, results, name) = (self.store().clone(), *key, results.to_vec(), vertex.name.clone());
+        Ok(blocking::run(move || {
+            for (output, snapshot) in results.into_iter().enumerate() {
+                let result = StepResult { snapshot, created: now() };
+                store.remember(&output_key(&key, output), &result, &name)?;
+            }
+            Ok(())
+        })
+        .await?)
+    }
+
+    fn start<'a>(&'a self, vertex: &'a Vertex) -> Announced<'a> {
+        vertex.announced.store(true, Ordering::Relaxed);
+        self.0.progress.send(ProgressEvent::Started { vertex: vertex.digest.clone(), name: vertex.name.clone() });
+        Announced { progress: &*self.0.progress, vertex: &vertex.digest, ended: false }
+    }
+
+    #[expect(clippy::unused_self, reason = "the counterpart of start")]
+    fn end<T>(&self, vertex: &Vertex, announced: Announced<'_>, result: Result<T>) -> Result<T> {
+        let vertex_digest = vertex.digest.clone();
+        match result {
+            Ok(value) => {
+                announced.end(ProgressEvent::Done { vertex: vertex_digest });
+                Ok(value)
+            }
+            Err(error) => {
+                announced.end(ProgressEvent::Failed { vertex: vertex_digest, error: error.to_string().into() });
+                Err(error.at(|| vertex.failed()))
+            }
+        }
+    }
+
+    /// A result from before stands for everything that led to it.
+    fn announce_cached(&self, vertex: &Arc<Vertex>) {
+        let mut todo = vec![vertex.clone()];
+        let mut order = vec![];
+        while let Some(vertex) = todo.pop() {
+            if !vertex.announced.swap(true, Ordering::Relaxed) {
+                todo.extend(vertex.inputs.iter().map(|edge| edge.vertex.clone()));
+                order.push(vertex);
+            }
+        }
+        for vertex in order.into_iter().rev() {
+            self.0
+                .progress
+                .send(ProgressEvent::Cached { vertex: vertex.digest.clone(), name: vertex.name.clone() });
+        }
+    }
+}
+
+/// Nanoseconds since 1970 now.
+pub(crate) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// Keys of different kinds of steps never meet; the number is raised when what a kind of step does changes.
+fn tagged(kind: &[u8]) -> Sha256 {
+    let mut hash = Sha256::new();
+    hash.update(b"slipway 1 ");
+    hash.update(kind);
+    hash.update([0]);
+    hash
+}
+
+fn output_key(key: &ResultKey, output: usize) -> ResultKey {
+    let mut hash = tagged(b"output");
+    hash.update(key.0);
+    hash.update((output as u64).to_le_bytes());
+    ResultKey(hash.finalize().into())
+}
+
+fn output_count(op: &pb::op::Op) -> usize {
+    let highest = match op {
+        pb::op::Op::Exec(exec) => exec.mounts.iter().map(|mount| mount.output).max(),
+        pb::op::Op::File(file) => file.actions.iter().map(|action| action.output).max(),
+        _ => None,
+    };
+    highest.and_then(|output| usize::try_from(output + 1).ok()).unwrap_or(0).max(1)
+}
+
+fn is_local(op: &pb::op::Op) -> bool {
+    matches!(op, pb::op::Op::Source(source) if source.identifier.starts_with("local://"))
+}
+
+fn local_request(op: &pb::op::Op) -> Result<Option<LocalRequest>> {
+    let pb::op::Op::Source(source) = op else { return Ok(None) };
+    let Some(name) = source.identifier.strip_prefix("local://") else { return Ok(None) };
+    let list = |key: &str| -> Result<Option<Vec<String>>> {
+        source
+            .attrs
+            .get(key)
+            .map(|json| {
+                serde_json::from_str(json)
+                    .map_err(|error| Cause::Invalid(format!("local source {name:?}: {key}: {error}")).into())
+            })
+            .transpose()
+    };
+    Ok(Some(LocalRequest {
+        name: name.to_owned(),
+        follow_paths: list("local.followpaths")?,
+        include: list("local.includepattern")?.unwrap_or_default(),
+        exclude: list("local.excludepatterns")?.unwrap_or_default(),
+    }))
+}

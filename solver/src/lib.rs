@@ -1,0 +1,21 @@
+//! A build graph goes in, snapshots come out.
+//!
+//! A [`Job`] is one build. It loads marshalled definitions into a graph of vertices, shared by everything that the build
+//! asks for, and solves only what is asked: first the *key* of a vertex, which identifies its result without having it,
+//! then the result, from the store where the key is known there and by executing the vertex otherwise.
+//!
+//! Key and result of a vertex are each computed once, whoever asks; a step that several platforms share runs once.
+
+pub mod client;
+pub mod emulation;
+pub mod error;
+pub mod executor;
+mod glob;
+pub mod graph;
+pub mod job;
+mod operation;
+pub mod source;
+
+pub use client::{LocalFiles, LocalFolders, LocalRequest};
+pub use error::{Cause, FailedVertex, SolveError};
+pub use job::{Job, Worker};

@@ -1,0 +1,202 @@
+//! Process execution: a root file system, a command, and the layer that it leaves.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use slipway_spec::Platform;
+use slipway_spec::llb::pb;
+use slipway_spec::progress::{ProgressEvent, ProgressSink, Stream};
+use slipway_store::snapshot::Snapshot;
+use slipway_store::{Error, Store, blocking};
+use tokio::sync::mpsc;
+
+use crate::error::{Cause, Result};
+use crate::executor::{self, ExecError, ExecSpec, Exit, Network, Stdio};
+use crate::graph::Vertex;
+use crate::job::Worker;
+
+/// Output that may wait for whoever shows it, in chunks; a step that writes faster is held back.
+const OUTPUT_CHUNKS: usize = 64;
+
+/// Runs the command of a vertex on its inputs.
+///
+/// # Errors
+/// When it cannot be started, or ends with a code that is not a success.
+pub(crate) async fn run(
+    worker: &Worker,
+    progress: &Arc<dyn ProgressSink>,
+    vertex: &Vertex,
+    op: &pb::ExecOp,
+    inputs: &[Snapshot],
+) -> Result<Vec<Snapshot>> {
+    let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
+    let (meta, base, output) = read(op, inputs)?;
+    let (store, layers) = (worker.store.clone(), base.layers.clone());
+    let folders = blocking::run(move || StepFolders::prepare(&store, &layers)).await?;
+    let command = meta.args.join(" ");
+    let spec = ExecSpec {
+        lower: folders.lower.clone(),
+        stub: worker.store.stub_folder(),
+        upper: folders.home.join("fs"),
+        work: folders.home.join("work"),
+        readonly_root: false,
+        mounts: vec![],
+        args: meta.args.clone(),
+        env: environment(meta),
+        cwd: meta.cwd.clone(),
+        user: meta.user.clone(),
+        hostname: meta.hostname.clone(),
+        // A network of its own is not built yet: a step is given the host's, as its documentation says.
+        network: if op.network == pb::NetMode::None as i32 { Network::None } else { Network::Host },
+        insecure: false,
+        extra_hosts: meta.extra_hosts.iter().map(|host| (host.host.clone(), host.ip.clone())).collect(),
+        resolv_conf: None,
+        platform,
+        tty: false,
+    };
+    let exit = execute(worker, progress, vertex, spec)
+        .await
+        .map_err(|error| Cause::Start { command: command.clone(), error })?;
+    let good = if meta.valid_exit_codes.is_empty() { exit.code == 0 } else { meta.valid_exit_codes.contains(&exit.code) };
+    if !good {
+        return Err(Cause::Exit { command, code: exit.code, hint: hint(&exit) }.into());
+    }
+    let (store, name) = (worker.store.clone(), vertex.name.clone());
+    let layer = blocking::run(move || folders.finish(&store, &exit, &name)).await?;
+    let mut outputs = vec![Snapshot::default(); output + 1];
+    outputs[output] = base.with(layer);
+    Ok(outputs)
+}
+
+/// Takes an operation apart, refusing what is not built yet.
+fn read<'a>(op: &'a pb::ExecOp, inputs: &[Snapshot]) -> Result<(&'a pb::Meta, Snapshot, usize)> {
+    let unsupported = |what: &str| Err(Cause::Unsupported(what.to_owned()).into());
+    let meta = op.meta.as_ref().ok_or_else(|| Cause::Invalid("a process without parameters".into()))?;
+    if op.security != pb::SecurityMode::Sandbox as i32 {
+        return unsupported("insecure execution");
+    }
+    if !op.secretenv.is_empty() || !op.cdi_devices.is_empty() {
+        return unsupported("a secret or device for a process");
+    }
+    if !meta.ulimit.is_empty() || !meta.cgroup_parent.is_empty() {
+        return unsupported("a resource limit for a process");
+    }
+    let [root] = op.mounts.as_slice() else { return unsupported("a mount besides the root file system") };
+    if root.mount_type != pb::MountType::Bind as i32 || root.readonly || !matches!(root.selector.as_str(), "" | "/") {
+        return unsupported("a root file system that is read-only or part of a larger one");
+    }
+    let output = usize::try_from(root.output)
+        .map_err(|_| Cause::Unsupported("a process whose changes are thrown away".into()))?;
+    let base = usize::try_from(root.input).ok().and_then(|at| inputs.get(at)).cloned().unwrap_or_default();
+    Ok((meta, base, output))
+}
+
+fn environment(meta: &pb::Meta) -> Vec<String> {
+    let mut env = meta.env.clone();
+    if !env.iter().any(|variable| variable.starts_with("PATH=")) {
+        env.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    }
+    if let Some(proxy) = &meta.proxy_env {
+        for (name, value) in [
+            ("HTTP_PROXY", &proxy.http_proxy),
+            ("HTTPS_PROXY", &proxy.https_proxy),
+            ("FTP_PROXY", &proxy.ftp_proxy),
+            ("NO_PROXY", &proxy.no_proxy),
+            ("ALL_PROXY", &proxy.all_proxy),
+        ] {
+            if !value.is_empty() {
+                env.push(format!("{name}={value}"));
+                env.push(format!("{}={value}", name.to_ascii_lowercase()));
+            }
+        }
+    }
+    env
+}
+
+fn hint(exit: &Exit) -> String {
+    match exit.signal {
+        Some(9) => ": killed; the machine may have run out of memory".into(),
+        Some(signal) => format!(": ended by signal {signal}"),
+        None if exit.code == 127 => ": command not found".into(),
+        None => String::new(),
+    }
+}
+
+async fn execute(
+    worker: &Worker,
+    progress: &Arc<dyn ProgressSink>,
+    vertex: &Vertex,
+    spec: ExecSpec,
+) -> std::result::Result<Exit, ExecError> {
+    let (sender, mut receiver) = mpsc::channel::<(executor::Stream, bytes::Bytes)>(OUTPUT_CHUNKS);
+    let output = async {
+        while let Some((stream, data)) = receiver.recv().await {
+            let stream = match stream {
+                executor::Stream::Stdout => Stream::Stdout,
+                executor::Stream::Stderr => Stream::Stderr,
+            };
+            progress.send(ProgressEvent::Log { vertex: vertex.digest.clone(), stream, data: (&*data).into() });
+        }
+    };
+    let (exit, ()) = tokio::join!(worker.executor.run(spec, Stdio::Piped(sender)), output);
+    exit
+}
+
+/// The folders of a step under way.
+#[derive(Debug)]
+struct StepFolders {
+    lower: Vec<PathBuf>,
+    /// Holds `fs`, which becomes the layer, and `work`, which the kernel uses.
+    home: PathBuf,
+}
+
+impl StepFolders {
+    fn prepare(store: &Store, layers: &[slipway_store::snapshot::LayerId]) -> slipway_store::Result<Self> {
+        let lower = store.folders(layers)?;
+        let home = store.temporary("step");
+        let upper = home.join("fs");
+        let work = home.join("work");
+        for folder in [&home, &upper, &work] {
+            fs::create_dir(folder).map_err(|error| Error::io(format!("cannot create {}", folder.display()), error))?;
+        }
+        match lower.last() {
+            // The root directory of a mount has the attributes of the topmost folder.
+            Some(below) => copy_attributes(below, &upper)?,
+            None => set_mode(&upper, 0o755)?,
+        }
+        Ok(Self { lower, home })
+    }
+
+    fn finish(
+        self,
+        store: &Store,
+        exit: &Exit,
+        name: &str,
+    ) -> slipway_store::Result<slipway_store::snapshot::LayerId> {
+        let upper = self.home.join("fs");
+        let failed = |what: &Path, error: std::io::Error| Error::io(format!("cannot clean up {}", what.display()), error);
+        executor::remove_stubs(&upper, &exit.created_stubs).map_err(|error| failed(&upper, error))?;
+        let work = self.home.join("work");
+        fs::remove_dir_all(&work).map_err(|error| failed(&work, error))?;
+        store.adopt_folder(&self.home, name)
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) -> slipway_store::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|error| Error::io(format!("cannot set the mode of {}", path.display()), error))
+}
+
+fn copy_attributes(from: &Path, to: &Path) -> slipway_store::Result<()> {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+    let metadata = fs::metadata(from).map_err(|error| Error::io(format!("cannot read {}", from.display()), error))?;
+    let failed = |error: std::io::Error| Error::io(format!("cannot set the attributes of {}", to.display()), error);
+    std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid())).map_err(failed)?;
+    set_mode(to, metadata.mode() & 0o7777)?;
+    let time = Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() as _ };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(CWD, to, &times, AtFlags::empty()).map_err(|error| failed(error.into()))
+}

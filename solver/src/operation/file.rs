@@ -1,0 +1,540 @@
+//! File operations: copy, make and remove, decided against a [`View`] and written down only when somebody needs it.
+//!
+//! The rules are those of BuildKit's file-op backend: contents of a directory are copied, not the directory; new parents
+//! belong to root (or to `--chown`) with mode 0755 (or `--chmod`); what exists is merged into or replaced.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use slipway_spec::llb::pb;
+use slipway_spec::llb::pb::file_action::Action;
+use slipway_spec::llb::pb::user_opt::User;
+use slipway_spec::pattern::PatternMatcher;
+use slipway_store::Store;
+use slipway_store::tree::scan::{Everything, Ownership, ScanOptions, scan};
+use slipway_store::tree::{Content, Entry, Kind, clean, join, split};
+use slipway_store::view::View;
+
+use crate::error::{Cause, Result};
+use crate::glob;
+
+/// `/etc/passwd` and `/etc/group` of an image may have this many bytes.
+const MAX_ACCOUNTS: u64 = 10 * 1024 * 1024;
+
+/// What a copy found in its source.
+#[derive(Debug)]
+struct Match {
+    /// Where it is, links resolved.
+    path: Vec<u8>,
+    /// The name it was found under.
+    name: Vec<u8>,
+    entry: Entry,
+}
+
+/// Returns a digest over everything that a copy reads from its source, such that equal digests mean equal results.
+///
+/// # Errors
+/// When the source does not have what the copy asks for.
+pub(crate) fn source_digest(copy: &pb::FileActionCopy, source: &View) -> Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let wildcard = is_wildcard(copy);
+    let mut buffer = vec![0; 128 * 1024];
+    for found in find(copy, source)? {
+        // Under a literal name the content may be called anything: the operation itself names the destination.
+        if wildcard {
+            hash_bytes(&mut hash, &found.name);
+        }
+        let exclusion = Exclusion::new(copy)?;
+        hash_entry(&mut hash, source, &found.path, &found.entry, &mut buffer)?;
+        if found.entry.is_directory() {
+            walk(source, &found.path, &mut |relative, path, entry| {
+                if exclusion.excludes(relative, entry.is_directory()) {
+                    return Ok(!entry.is_directory() || exclusion.may_hold(relative));
+                }
+                hash_bytes(&mut hash, relative);
+                hash_entry(&mut hash, source, path, entry, &mut buffer)?;
+                Ok(true)
+            })?;
+        }
+    }
+    Ok(hash.finalize().into())
+}
+
+/// Returns a digest over a whole tree.
+pub(crate) fn tree_digest(source: &View) -> Result<[u8; 32]> {
+    let copy = pb::FileActionCopy { src: "/".into(), ..Default::default() };
+    source_digest(&copy, source)
+}
+
+fn hash_bytes(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+fn hash_entry(hash: &mut Sha256, _view: &View, path: &[u8], entry: &Entry, buffer: &mut [u8]) -> Result<()> {
+    for number in [entry.mode, entry.uid, entry.gid] {
+        hash.update(number.to_le_bytes());
+    }
+    hash.update((entry.xattrs.len() as u64).to_le_bytes());
+    for (name, value) in &entry.xattrs {
+        hash_bytes(hash, name);
+        hash_bytes(hash, value);
+    }
+    match &entry.kind {
+        Kind::Directory { .. } => hash.update(b"d"),
+        Kind::File { content, size } => {
+            hash.update(b"f");
+            hash.update(size.to_le_bytes());
+            hash.update(content_digest(content, path, buffer)?);
+        }
+        Kind::Symlink { target } => {
+            hash.update(b"l");
+            hash_bytes(hash, target);
+        }
+        Kind::CharDevice { major, minor } => hash_device(hash, b"c", *major, *minor),
+        Kind::BlockDevice { major, minor } => hash_device(hash, b"b", *major, *minor),
+        Kind::Fifo => hash.update(b"p"),
+        Kind::Whiteout => hash.update(b"w"),
+    }
+    Ok(())
+}
+
+fn hash_device(hash: &mut Sha256, kind: &[u8], major: u32, minor: u32) {
+    hash.update(kind);
+    hash.update(major.to_le_bytes());
+    hash.update(minor.to_le_bytes());
+}
+
+fn content_digest(content: &Content, _path: &[u8], buffer: &mut [u8]) -> Result<[u8; 32]> {
+    Ok(match content {
+        Content::Inline(bytes) => Sha256::digest(bytes).into(),
+        Content::Host { digest: Some(digest), .. } => *digest,
+        Content::Host { path, digest: None } => slipway_store::tree::scan::digest_file(path, buffer)?,
+    })
+}
+
+/// Visits everything below a directory; the visitor tells whether to go into a directory.
+fn walk(
+    view: &View,
+    directory: &[u8],
+    visitor: &mut dyn FnMut(&[u8], &[u8], &Entry) -> Result<bool>,
+) -> Result<()> {
+    let mut levels = vec![(vec![], view.children(directory)?.into_iter())];
+    while let Some((relative, children)) = levels.last_mut() {
+        let Some((name, entry)) = children.next() else {
+            levels.pop();
+            continue;
+        };
+        let relative = join(relative, &name);
+        let path = join(directory, &relative);
+        if visitor(&relative, &path, &entry)? && entry.is_directory() {
+            let children = view.children(&path)?.into_iter();
+            levels.push((relative, children));
+        }
+    }
+    Ok(())
+}
+
+/// `--exclude`.
+struct Exclusion(Option<PatternMatcher>);
+
+impl Exclusion {
+    fn new(copy: &pb::FileActionCopy) -> Result<Self> {
+        if copy.exclude_patterns.is_empty() {
+            return Ok(Self(None));
+        }
+        let matcher = PatternMatcher::new(&copy.exclude_patterns)
+            .map_err(|error| Cause::Invalid(format!("cannot use the exclude patterns: {error}")))?;
+        Ok(Self(Some(matcher)))
+    }
+
+    fn excludes(&self, relative: &[u8], _directory: bool) -> bool {
+        self.0.as_ref().is_some_and(|matcher| matcher.matches(&String::from_utf8_lossy(relative)))
+    }
+
+    /// Whether an excluded directory may hold something that is not.
+    fn may_hold(&self, relative: &[u8]) -> bool {
+        self.0.as_ref().is_some_and(|matcher| !matcher.may_skip_dir(&String::from_utf8_lossy(relative)))
+    }
+}
+
+fn is_wildcard(copy: &pb::FileActionCopy) -> bool {
+    copy.allow_wildcard && clean(copy.src.as_bytes()).split(|b| *b == b'/').any(glob::is_pattern)
+}
+
+/// Finds what a copy reads.
+fn find(copy: &pb::FileActionCopy, source: &View) -> Result<Vec<Match>> {
+    if !copy.include_patterns.is_empty() || !copy.required_paths.is_empty() {
+        return Err(Cause::Unsupported("copying with include patterns".into()).into());
+    }
+    let src = clean(copy.src.as_bytes());
+    let missing = || Cause::Missing(format!("{:?}: not found", format!("/{}", src.escape_ascii())));
+    if !is_wildcard(copy) {
+        let resolved = source.resolve(&src, copy.follow_symlink || src.is_empty())?;
+        let Some(entry) = resolved.entry else { return Err(missing().into()) };
+        return Ok(vec![Match { path: resolved.path, name: split(&src).1.to_vec(), entry }]);
+    }
+    let mut found: Vec<Vec<u8>> = vec![vec![]];
+    for part in src.split(|b| *b == b'/') {
+        let mut next = vec![];
+        for at in found {
+            let directory = source.resolve(&at, true)?;
+            if !directory.entry.as_ref().is_some_and(Entry::is_directory) {
+                continue;
+            }
+            if !glob::is_pattern(part) {
+                let path = join(&at, part);
+                if source.resolve(&path, false)?.entry.is_some() {
+                    next.push(path);
+                }
+                continue;
+            }
+            let children = source.children(&directory.path)?;
+            next.extend(children.into_iter().filter(|(name, _)| glob::matches(part, name)).map(|(n, _)| join(&at, &n)));
+        }
+        found = next;
+    }
+    if found.is_empty() && !copy.allow_empty_wildcard {
+        return Err(missing().into());
+    }
+    let mut matches = vec![];
+    for path in found {
+        let name = split(&path).1.to_vec();
+        let resolved = source.resolve(&path, copy.follow_symlink)?;
+        let entry = resolved.entry.ok_or_else(missing)?;
+        matches.push(Match { path: resolved.path, name, entry });
+    }
+    Ok(matches)
+}
+
+/// What an operation needs beside its inputs.
+#[derive(Debug)]
+pub(crate) struct FileContext<'a> {
+    /// For unpacking archives.
+    pub(crate) store: &'a Store,
+    /// The time of what is made, in nanoseconds since 1970.
+    pub(crate) now: i64,
+    /// The operation's inputs, to look users up in.
+    pub(crate) inputs: &'a [Option<Arc<View>>],
+}
+
+/// Applies one action to `target`; `source` is what a copy reads.
+///
+/// # Errors
+/// When the action cannot be done; `target` is then to be thrown away.
+pub(crate) fn apply(action: &Action, target: &mut View, source: Option<&View>, context: &FileContext<'_>) -> Result<()> {
+    match action {
+        Action::Copy(copy) => {
+            let Some(source) = source else {
+                return Err(Cause::Invalid(format!("copy of {:?} has no source", copy.src)).into());
+            };
+            Copier::new(copy, target, source, context)?.run()
+        }
+        Action::Mkfile(file) => {
+            let path = resolve_for_write(target, &file.path)?;
+            require_parent(target, &path)?;
+            let (uid, gid) = owner(file.owner.as_ref(), context)?.unwrap_or((0, 0));
+            let kind =
+                Kind::File { content: Content::Inline(file.data.as_slice().into()), size: file.data.len() as u64 };
+            let base = Entry::directory(mode_bits(file.mode), time(file.timestamp, context.now));
+            Ok(target.put(&path, Entry { kind, uid, gid, ..base })?)
+        }
+        Action::Mkdir(directory) => make_directory(directory, target, context),
+        Action::Symlink(link) => {
+            let path = resolve_for_write(target, &link.newpath)?;
+            require_parent(target, &path)?;
+            let (uid, gid) = owner(link.owner.as_ref(), context)?.unwrap_or((0, 0));
+            let kind = Kind::Symlink { target: link.oldpath.as_bytes().to_vec() };
+            let base = Entry::directory(0o777, time(link.timestamp, context.now));
+            Ok(target.put(&path, Entry { kind, uid, gid, ..base })?)
+        }
+        Action::Rm(remove) => {
+            let wildcard = remove.allow_wildcard;
+            let copy = pb::FileActionCopy { src: remove.path.clone(), allow_wildcard: wildcard, ..Default::default() };
+            let found = match find(&copy, target) {
+                Ok(found) => found,
+                Err(error) if remove.allow_not_found && matches!(*error.cause, Cause::Missing(_)) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            for found in found {
+                if found.path.is_empty() {
+                    return Err(Cause::Invalid("the root directory cannot be removed".into()).into());
+                }
+                target.remove(&found.path)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn time(timestamp: i64, now: i64) -> i64 {
+    if timestamp == -1 { now } else { timestamp }
+}
+
+fn mode_bits(mode: i32) -> u32 {
+    // LLB carries Go's idea of a mode in 32 bits; only permission, set-id and sticky bits mean something here.
+    (mode as u32) & 0o7777
+}
+
+/// Follows links in all components of a path, the last included.
+fn resolve_for_write(target: &View, path: &str) -> Result<Vec<u8>> {
+    Ok(target.resolve(&clean(path.as_bytes()), true)?.path)
+}
+
+fn require_parent(target: &View, path: &[u8]) -> Result<()> {
+    let parent = split(path).0;
+    match target.get(parent)? {
+        Some(entry) if entry.is_directory() => Ok(()),
+        Some(_) => Err(Cause::Invalid(format!("/{} is not a directory", parent.escape_ascii())).into()),
+        None => Err(Cause::Missing(format!("{:?}: not found", format!("/{}", parent.escape_ascii()))).into()),
+    }
+}
+
+fn make_directory(action: &pb::FileActionMkDir, target: &mut View, context: &FileContext<'_>) -> Result<()> {
+    let (uid, gid) = owner(action.owner.as_ref(), context)?.unwrap_or((0, 0));
+    let path = resolve_for_write(target, &action.path)?;
+    let new = Entry { uid, gid, ..Entry::directory(mode_bits(action.mode), time(action.timestamp, context.now)) };
+    if action.make_parents {
+        return make_parents(target, &path, &new);
+    }
+    require_parent(target, &path)?;
+    if target.get(&path)?.is_some() {
+        return Err(Cause::Invalid(format!("/{} exists already", path.escape_ascii())).into());
+    }
+    Ok(target.put(&path, new)?)
+}
+
+/// Makes a directory and those on the way to it, where they are missing.
+fn make_parents(target: &mut View, path: &[u8], new: &Entry) -> Result<()> {
+    let mut missing = vec![];
+    let mut at = path;
+    loop {
+        match target.get(at)? {
+            Some(entry) if entry.is_directory() => break,
+            Some(_) => {
+                let shown = at.escape_ascii();
+                return Err(Cause::Invalid(format!("cannot create /{}: /{shown} is not a directory", path.escape_ascii())).into());
+            }
+            None => missing.push(at),
+        }
+        at = split(at).0;
+    }
+    for directory in missing.into_iter().rev() {
+        target.put(directory, new.clone())?;
+    }
+    Ok(())
+}
+
+/// Resolves an owner against the accounts of the image.
+fn owner(chown: Option<&pb::ChownOpt>, context: &FileContext<'_>) -> Result<Option<(u32, u32)>> {
+    let Some(chown) = chown else { return Ok(None) };
+    let (mut uid, mut gid) = (0, 0);
+    match chown.user.as_ref().and_then(|user| user.user.as_ref()) {
+        Some(User::ById(id)) => (uid, gid) = (*id, *id),
+        Some(User::ByName(named)) => {
+            // An unknown name silently means root, as it does upstream.
+            (uid, gid) = account(named, "/etc/passwd", context)?.unwrap_or((0, 0));
+        }
+        None => {}
+    }
+    match chown.group.as_ref().and_then(|group| group.user.as_ref()) {
+        Some(User::ById(id)) => gid = *id,
+        Some(User::ByName(named)) => gid = account(named, "/etc/group", context)?.map_or(0, |(gid, _)| gid),
+        None => {}
+    }
+    Ok(Some((uid, gid)))
+}
+
+/// Returns the third and fourth field of an account's line.
+fn account(named: &pb::NamedUserOpt, file: &str, context: &FileContext<'_>) -> Result<Option<(u32, u32)>> {
+    let view = usize::try_from(named.input).ok().and_then(|at| context.inputs.get(at)).and_then(Option::as_ref);
+    let Some(view) = view else {
+        return Err(Cause::Invalid(format!(
+            "cannot look up {:?}: there is no file system with {file} to find it in; use a number",
+            named.name
+        ))
+        .into());
+    };
+    let Some(text) = view.read(file.as_bytes(), MAX_ACCOUNTS)? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == named.name).then_some(())?;
+        let third = fields.nth(1)?.trim().parse().ok()?;
+        let fourth = fields.next().and_then(|field| field.trim().parse().ok()).unwrap_or(0);
+        Some((third, fourth))
+    }))
+}
+
+/// One copy on its way.
+struct Copier<'a> {
+    copy: &'a pb::FileActionCopy,
+    target: &'a mut View,
+    source: &'a View,
+    context: &'a FileContext<'a>,
+    owner: Option<(u32, u32)>,
+    mode: Option<u32>,
+    exclusion: Exclusion,
+}
+
+impl<'a> Copier<'a> {
+    fn new(
+        copy: &'a pb::FileActionCopy,
+        target: &'a mut View,
+        source: &'a View,
+        context: &'a FileContext<'a>,
+    ) -> Result<Self> {
+        if !copy.mode_str.is_empty() {
+            return Err(Cause::Unsupported("a symbolic mode".into()).into());
+        }
+        Ok(Self {
+            owner: owner(copy.owner.as_ref(), context)?,
+            mode: (copy.mode != -1).then(|| mode_bits(copy.mode)),
+            exclusion: Exclusion::new(copy)?,
+            copy,
+            target,
+            source,
+            context,
+        })
+    }
+
+    fn run(mut self) -> Result<()> {
+        for found in find(self.copy, self.source)? {
+            self.copy_match(found)?;
+        }
+        Ok(())
+    }
+
+    /// A directory that the copy makes on its way.
+    fn new_directory(&self) -> Entry {
+        let (uid, gid) = self.owner.unwrap_or((0, 0));
+        let time = time(self.copy.timestamp, self.context.now);
+        Entry { uid, gid, ..Entry::directory(self.mode.unwrap_or(0o755), time) }
+    }
+
+    fn copy_match(&mut self, found: Match) -> Result<()> {
+        let dest = self.copy.dest.as_bytes();
+        let is_folder = dest.ends_with(b"/") || dest.ends_with(b"/.") || clean(dest).is_empty();
+        let resolved = self.target.resolve(&clean(dest), true)?;
+        if self.copy.attempt_unpack_docker_compatibility
+            && let Some(folder) = self.unpack(&found)?
+        {
+            return self.merge_unpacked(&folder, &resolved.path);
+        }
+        if found.entry.is_directory() && self.copy.dir_copy_contents {
+            return self.copy_contents(&found.path, &resolved.path);
+        }
+        let exists = resolved.entry.as_ref().is_some_and(Entry::is_directory);
+        let path = if is_folder || exists { join(&resolved.path, &found.name) } else { resolved.path };
+        self.make_way(&path)?;
+        if found.entry.is_directory() {
+            self.place(&path, &found.entry)?;
+            return self.copy_children(&found.path, &path);
+        }
+        self.place(&path, &found.entry)
+    }
+
+    /// Makes the parents of a path.
+    fn make_way(&mut self, path: &[u8]) -> Result<()> {
+        let parent = split(path).0;
+        if !self.copy.create_dest_path {
+            return require_parent(self.target, path);
+        }
+        make_parents(self.target, parent, &self.new_directory())
+    }
+
+    fn copy_contents(&mut self, source: &[u8], dest: &[u8]) -> Result<()> {
+        match self.target.get(dest)? {
+            Some(entry) if entry.is_directory() => {}
+            Some(_) => {
+                let shown = dest.escape_ascii();
+                return Err(Cause::Invalid(format!("cannot copy to non-directory: /{shown}")).into());
+            }
+            None => {
+                self.make_way(dest)?;
+                self.target.put(dest, self.new_directory())?;
+            }
+        }
+        self.copy_children(source, dest)
+    }
+
+    fn copy_children(&mut self, from: &[u8], dest: &[u8]) -> Result<()> {
+        let source = self.source;
+        let mut waiting: Vec<(Vec<u8>, Entry)> = vec![];
+        walk(source, from, &mut |relative, _path, entry| {
+            let directory = entry.is_directory();
+            waiting.retain(|(parent, _)| relative.starts_with(&join(parent, b"/")));
+            if self.exclusion.excludes(relative, directory) {
+                let look = directory && self.exclusion.may_hold(relative);
+                if look {
+                    waiting.push((relative.to_vec(), entry.clone()));
+                }
+                return Ok(look);
+            }
+            // An excluded directory is made after all when something in it is not excluded.
+            for (parent, entry) in std::mem::take(&mut waiting) {
+                self.place(&join(dest, &parent), &entry)?;
+            }
+            self.place(&join(dest, relative), entry)?;
+            Ok(true)
+        })
+    }
+
+    /// Puts one entry where it belongs, with the owner, mode and time the copy asks for.
+    fn place(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let existing = self.target.get(path)?;
+        let existing_directory = existing.as_ref().is_some_and(Entry::is_directory);
+        if existing.is_some() && existing_directory != entry.is_directory() && !self.copy.always_replace_existing_dest_paths {
+            let shown = path.escape_ascii();
+            return Err(Cause::Invalid(if existing_directory {
+                format!("cannot replace to directory /{shown} with file")
+            } else {
+                format!("cannot copy to non-directory: /{shown}")
+            })
+            .into());
+        }
+        let mut entry = entry.clone();
+        if let Some((uid, gid)) = self.owner {
+            (entry.uid, entry.gid) = (uid, gid);
+        }
+        if let (Some(mode), false) = (self.mode, matches!(entry.kind, Kind::Symlink { .. })) {
+            entry.mode = mode;
+        }
+        if self.copy.timestamp != -1 {
+            entry.mtime = self.copy.timestamp;
+        }
+        Ok(self.target.put(path, entry)?)
+    }
+
+    /// Unpacks a local archive into a folder of its own; `None` when the match is not an archive.
+    fn unpack(&self, found: &Match) -> Result<Option<std::path::PathBuf>> {
+        let Kind::File { content: Content::Host { path, .. }, .. } = &found.entry.kind else { return Ok(None) };
+        Ok(slipway_store::archive::unpack(self.context.store, path)?)
+    }
+
+    fn merge_unpacked(&mut self, folder: &Path, dest: &[u8]) -> Result<()> {
+        let options = ScanOptions { ownership: Ownership::Keep, memory: None };
+        let tree = scan(folder, &mut Everything, &options)?;
+        match self.target.get(dest)? {
+            Some(entry) if entry.is_directory() => {}
+            Some(_) => {
+                let shown = dest.escape_ascii();
+                return Err(Cause::Invalid(format!("cannot unpack into non-directory: /{shown}")).into());
+            }
+            None => make_parents(self.target, dest, &Entry::directory(0o755, self.context.now))?,
+        }
+        for (relative, entry) in tree.iter() {
+            let mut entry = entry.clone();
+            if let Some((uid, gid)) = self.owner {
+                (entry.uid, entry.gid) = (uid, gid);
+            }
+            let path = join(dest, &relative);
+            // An archive's directory lands on a directory of the image even through a link.
+            let path = if entry.is_directory() { self.target.resolve(&path, true)?.path } else { path };
+            self.target.put(&path, entry)?;
+        }
+        Ok(())
+    }
+}
+

@@ -1,0 +1,3 @@
+//! Where file systems come from.
+
+pub mod image;

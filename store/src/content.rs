@@ -1,0 +1,291 @@
+//! Blobs by digest.
+//!
+//! A blob is written to a temporary file while it is hashed, then committed: synced, renamed to its name, its folder
+//! synced, and only then given a row. A committed blob never changes.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rusqlite::OptionalExtension as _;
+use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
+
+use crate::Store;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::lease::now_nanos;
+
+/// An open blob that has no name yet. Dropping it without [`commit`](Self::commit) discards it.
+#[derive(Debug)]
+pub struct ContentWriter {
+    store: Store,
+    path: PathBuf,
+    file: File,
+    hasher: Hasher,
+    size: u64,
+    committed: bool,
+}
+
+impl ContentWriter {
+    /// Returns the number of bytes written.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Names the content by its digest and returns both digest and size. Content that is there already is kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the content is not what `expected` says; nothing is stored then.
+    pub fn commit(mut self, expected: Option<&Descriptor>) -> Result<(Digest, u64)> {
+        let hasher = std::mem::replace(&mut self.hasher, Hasher::sha256());
+        let digest = hasher.finish();
+        if let Some(expected) = expected {
+            if expected.size != self.size {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("{} has {} bytes instead of {}", expected.digest, self.size, expected.size),
+                ));
+            }
+            if expected.digest != digest {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("content does not match its digest: expected {}, received {digest}", expected.digest),
+                ));
+            }
+        }
+        let target = self.store.blob_path(&digest);
+        if !self.store.has_blob(&digest)? {
+            rustix::fs::fchmod(&self.file, rustix::fs::Mode::from_raw_mode(0o444)).at("set the mode of", &self.path)?;
+            self.file.sync_all().at("write", &self.path)?;
+            let parent = target.parent().expect("a blob's path has a folder");
+            fs::create_dir_all(parent).at("create", parent)?;
+            fs::rename(&self.path, &target).at("create", &target)?;
+            self.committed = true;
+            sync_folder(parent)?;
+            self.store.record_blob(&digest, self.size)?;
+        }
+        Ok((digest, self.size))
+    }
+}
+
+impl Write for ContentWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for ContentWriter {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            // The lease's folder is removed as a whole in the end.
+            tracing::debug!(path = %self.path.display(), %error, "temporary file stays behind");
+        }
+    }
+}
+
+/// Makes renames in a folder survive a power cut.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|f| f.sync_all()).at("sync", folder)
+}
+
+impl Store {
+    /// Returns where a blob is or would be.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.content_folder().join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
+    }
+
+    /// Opens a new blob for writing, to be hashed with sha256.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be made.
+    pub fn write_blob(&self) -> Result<ContentWriter> {
+        self.writer(Hasher::sha256())
+    }
+
+    /// Opens a new blob for writing whose digest is known beforehand.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be made.
+    pub fn write_expected(&self, digest: &Digest) -> Result<ContentWriter> {
+        self.writer(digest.verifier())
+    }
+
+    fn writer(&self, hasher: Hasher) -> Result<ContentWriter> {
+        let path = self.temporary("blob");
+        let file = File::create_new(&path).at("create", &path)?;
+        Ok(ContentWriter { store: self.clone(), path, file, hasher, size: 0, committed: false })
+    }
+
+    /// Stores a small document and describes it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put(&self, media_type: MediaType, bytes: &[u8]) -> Result<Descriptor> {
+        let digest = Digest::of(bytes);
+        if !self.has_blob(&digest)? {
+            let mut writer = self.write_blob()?;
+            writer.write_all(bytes).context(|| format!("cannot write {digest}"))?;
+            writer.commit(None)?;
+        }
+        Ok(Descriptor::new(media_type, digest, bytes.len() as u64))
+    }
+
+    /// Whether content is there; if so it is protected from collection for the life of this process.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn has_blob(&self, digest: &Digest) -> Result<bool> {
+        let known = self.metadata().with(|c| {
+            let changed = c
+                .prepare_cached("UPDATE blob SET used = ?2 WHERE digest = ?1")?
+                .execute((digest.to_string(), now_nanos()))?;
+            Ok(changed > 0)
+        })?;
+        // A row whose file was lost (a damaged disk, a careless hand) must not block fetching it again.
+        Ok(known && self.blob_path(digest).exists())
+    }
+
+    /// Returns the size of content that is there, in bytes.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn blob_size(&self, digest: &Digest) -> Result<Option<u64>> {
+        self.metadata().with(|c| {
+            let size = c
+                .prepare_cached("SELECT size FROM blob WHERE digest = ?1")?
+                .query_row([digest.to_string()], |row| row.get::<_, i64>(0))
+                .optional()?;
+            Ok(size.and_then(|size| u64::try_from(size).ok()))
+        })
+    }
+
+    pub(crate) fn record_blob(&self, digest: &Digest, size: u64) -> Result<()> {
+        let now = now_nanos();
+        self.metadata().with(|c| {
+            c.prepare_cached(
+                "INSERT INTO blob VALUES (?1, ?2, ?3, ?3) ON CONFLICT (digest) DO UPDATE SET used = ?3, size = ?2",
+            )?
+            .execute((digest.to_string(), i64::try_from(size).unwrap_or(i64::MAX), now))?;
+            Ok(())
+        })
+    }
+
+    /// Opens content for reading.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when it is not there.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let path = self.blob_path(digest);
+        File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::missing_blob(digest),
+            _ => Error::io(format!("cannot open {}", path.display()), error),
+        })
+    }
+
+    /// Reads a small document whole and verifies it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when it is not there, [`ErrorKind::Corrupt`] when it does not match its digest or is
+    /// larger than `limit` bytes.
+    pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![];
+        self.open_blob(digest)?
+            .take(limit + 1)
+            .read_to_end(&mut bytes)
+            .context(|| format!("cannot read content {digest}"))?;
+        if bytes.len() as u64 > limit {
+            return Err(Error::new(ErrorKind::Corrupt, format!("content {digest} is larger than {limit} bytes")));
+        }
+        let mut hasher = digest.verifier();
+        hasher.update(&bytes);
+        if hasher.finish() != *digest {
+            return Err(self.damaged(digest));
+        }
+        Ok(bytes)
+    }
+
+    /// Forgets content that turned out to be damaged, so that it is fetched again, and says so.
+    pub(crate) fn damaged(&self, digest: &Digest) -> Error {
+        let forgotten = self.metadata().with(|c| {
+            c.execute("DELETE FROM blob WHERE digest = ?1", [digest.to_string()])?;
+            c.execute("DELETE FROM layer_blob WHERE digest = ?1", [digest.to_string()])?;
+            Ok(())
+        });
+        if let Err(error) = forgotten.and_then(|()| {
+            let path = self.blob_path(digest);
+            fs::remove_file(&path).at("remove", &path)
+        }) {
+            tracing::warn!(%digest, %error, "damaged content could not be removed");
+        }
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("content {digest} in the store was damaged on disk and has been removed; run the command again"),
+        )
+    }
+
+    /// Returns the size of a file on disk that holds content: a helper for transports.
+    ///
+    /// # Errors
+    /// When the content is not there.
+    pub fn describe_blob(&self, digest: &Digest, media_type: MediaType) -> Result<Descriptor> {
+        let Some(size) = self.blob_size(digest)? else { return Err(Error::missing_blob(digest)) };
+        Ok(Descriptor::new(media_type, digest.clone(), size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        (folder, store)
+    }
+
+    #[test]
+    fn content_is_visible_only_once_committed() {
+        let (_folder, store) = store();
+        let mut writer = store.write_blob().unwrap();
+        writer.write_all(b"hello").unwrap();
+        assert!(!store.has_blob(&Digest::of(b"hello")).unwrap());
+        let (digest, size) = writer.commit(None).unwrap();
+        assert_eq!((digest.clone(), size), (Digest::of(b"hello"), 5));
+        assert!(store.has_blob(&digest).unwrap());
+        assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
+    }
+
+    #[test]
+    fn wrong_content_leaves_nothing() {
+        let (_folder, store) = store();
+        let expected = Descriptor::new(MediaType::OCI_LAYER, Digest::of(b"good"), 4);
+        let mut writer = store.write_expected(&expected.digest).unwrap();
+        writer.write_all(b"evil").unwrap();
+        assert_eq!(writer.commit(Some(&expected)).unwrap_err().kind(), ErrorKind::Corrupt);
+        let mut writer = store.write_expected(&expected.digest).unwrap();
+        writer.write_all(b"goo").unwrap();
+        assert_eq!(writer.commit(Some(&expected)).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(!store.has_blob(&expected.digest).unwrap());
+        assert!(!store.blob_path(&expected.digest).exists());
+    }
+
+    #[test]
+    fn damaged_content_is_noticed_and_may_be_stored_again() {
+        let (_folder, store) = store();
+        let descriptor = store.put(MediaType::OCI_CONFIG, b"{}").unwrap();
+        let path = store.blob_path(&descriptor.digest);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, b"[]").unwrap();
+        assert_eq!(store.read_blob(&descriptor.digest, 100).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(store.put(MediaType::OCI_CONFIG, b"{}").unwrap(), descriptor);
+        assert_eq!(store.read_blob(&descriptor.digest, 100).unwrap(), b"{}");
+    }
+}

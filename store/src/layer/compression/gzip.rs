@@ -1,0 +1,168 @@
+//! gzip on all cores: fixed-size blocks of input, each compressed as a gzip member of its own.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use libdeflater::{CompressionLvl, Compressor};
+
+/// Input per member. Fixed, because member borders show in the output; at 1 MiB the loss against one stream is about 0.1 %.
+const BLOCK: usize = 1 << 20;
+/// The default level: not larger than `gzip -6`, at a multiple of its speed.
+const DEFAULT_LEVEL: i32 = 6;
+/// Blocks in flight per thread; two keep every thread busy while the oldest block is written.
+const BLOCKS_PER_THREAD: usize = 2;
+
+/// A block on its way: the input, and where to send the member.
+struct Job {
+    input: Vec<u8>,
+    reply: SyncSender<Done>,
+}
+
+/// A compressed block; the input buffer comes back to be used again.
+struct Done {
+    input: Vec<u8>,
+    member: io::Result<Vec<u8>>,
+}
+
+/// Compresses to gzip members, in order, on up to `threads` threads, started one by one as blocks queue up.
+pub(super) struct Encoder<W: Write> {
+    out: W,
+    level: CompressionLvl,
+    threads: usize,
+    block: Vec<u8>,
+    spare: Vec<Vec<u8>>,
+    pending: VecDeque<Receiver<Done>>,
+    pool: Option<Pool>,
+    members: u64,
+}
+
+struct Pool {
+    jobs: Option<Sender<Job>>,
+    queue: Arc<Mutex<Receiver<Job>>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl<W: Write> Encoder<W> {
+    pub(super) fn new(out: W, level: Option<i32>, threads: usize) -> io::Result<Self> {
+        let level = level.unwrap_or(DEFAULT_LEVEL).clamp(0, 12);
+        let level = CompressionLvl::new(level).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(Self {
+            out,
+            level,
+            threads: threads.max(1),
+            block: Vec::new(),
+            spare: Vec::new(),
+            pending: VecDeque::new(),
+            pool: None,
+            members: 0,
+        })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A full block is sent only when more input follows, so that a short stream is finished without threads.
+        if self.block.len() == BLOCK {
+            self.dispatch()?;
+        }
+        let count = bytes.len().min(BLOCK - self.block.len());
+        self.block.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<W> {
+        if self.pool.is_some() && !self.block.is_empty() {
+            self.dispatch()?;
+        }
+        while !self.pending.is_empty() {
+            self.collect()?;
+        }
+        if self.members == 0 {
+            let member = compress(&mut Compressor::new(self.level), &self.block)?;
+            self.out.write_all(&member)?;
+        }
+        self.out.flush()?;
+        Ok(self.out)
+    }
+
+    /// Hands the block to the pool, first making room among the blocks in flight.
+    fn dispatch(&mut self) -> io::Result<()> {
+        while self.pending.len() >= self.threads * BLOCKS_PER_THREAD {
+            self.collect()?;
+        }
+        let pool = self.pool.get_or_insert_with(Pool::new);
+        if pool.workers.len() < self.threads && pool.workers.len() <= self.pending.len() {
+            pool.start_worker(self.level)?;
+        }
+        let input = std::mem::replace(&mut self.block, self.spare.pop().unwrap_or_default());
+        let (reply, result) = mpsc::sync_channel(1);
+        let jobs = pool.jobs.as_ref().ok_or_else(stopped)?;
+        jobs.send(Job { input, reply }).map_err(|_| stopped())?;
+        self.pending.push_back(result);
+        Ok(())
+    }
+
+    /// Writes the oldest member.
+    fn collect(&mut self) -> io::Result<()> {
+        let Some(result) = self.pending.pop_front() else { return Ok(()) };
+        let done = result.recv().map_err(|_| stopped())?;
+        self.out.write_all(&done.member?)?;
+        self.members += 1;
+        let mut input = done.input;
+        input.clear();
+        self.spare.push(input);
+        Ok(())
+    }
+}
+
+impl Pool {
+    fn new() -> Self {
+        let (jobs, queue) = mpsc::channel();
+        Self { jobs: Some(jobs), queue: Arc::new(Mutex::new(queue)), workers: Vec::new() }
+    }
+
+    fn start_worker(&mut self, level: CompressionLvl) -> io::Result<()> {
+        let queue = Arc::clone(&self.queue);
+        let work = move || {
+            let mut compressor = Compressor::new(level);
+            loop {
+                let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok(Job { input, reply }) = job else { return };
+                let member = compress(&mut compressor, &input);
+                // Nobody waits for the answer when the encoder was dropped early.
+                drop(reply.send(Done { input, member }));
+            }
+        };
+        match std::thread::Builder::new().name("gzip".to_owned()).spawn(work) {
+            Ok(worker) => self.workers.push(worker),
+            // One worker is enough to make progress.
+            Err(error) if self.workers.is_empty() => return Err(error),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has already been reported as a lost block.
+            drop(worker.join());
+        }
+    }
+}
+
+fn compress(compressor: &mut Compressor, input: &[u8]) -> io::Result<Vec<u8>> {
+    let mut member = vec![0; compressor.gzip_compress_bound(input.len())];
+    let length = compressor
+        .gzip_compress(input, &mut member)
+        .map_err(|error| io::Error::other(format!("gzip compression failed: {error:?}")))?;
+    member.truncate(length);
+    Ok(member)
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("a gzip thread stopped early")
+}

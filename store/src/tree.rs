@@ -1,0 +1,270 @@
+//! File trees as lists of entries whose contents are elsewhere.
+//!
+//! A [`Tree`] is what a `COPY` reads (a scanned build context) and what it makes (a layer that nobody has needed as a
+//! folder or as a tar yet). Contents stay where they are until the tree is written.
+
+pub mod scan;
+pub mod write;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Range;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+
+/// One node of a file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission, set-id and sticky bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last modification, in nanoseconds since 1970.
+    pub mtime: i64,
+    /// Extended attributes that travel with the entry.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Device and inode, where several names share it.
+    pub inode: Option<(u64, u64)>,
+}
+
+/// What an entry is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory; an opaque one hides what lower layers have there.
+    Directory {
+        /// Whether lower layers' content is hidden.
+        opaque: bool,
+    },
+    /// A regular file.
+    File {
+        /// Where its bytes are.
+        content: Content,
+        /// How many bytes it has.
+        size: u64,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Its text.
+        target: Vec<u8>,
+    },
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+    /// The absence of what lower layers have here.
+    Whiteout,
+}
+
+/// Where the bytes of a file are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A file of this machine.
+    Host {
+        /// Its path.
+        path: Arc<Path>,
+        /// The sha256 of its bytes, where known.
+        digest: Option<[u8; 32]>,
+    },
+    /// In memory.
+    Inline(Arc<[u8]>),
+}
+
+impl Entry {
+    /// Makes a root-owned directory.
+    pub fn directory(mode: u32, mtime: i64) -> Self {
+        Self {
+            kind: Kind::Directory { opaque: false },
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime,
+            xattrs: BTreeMap::new(),
+            inode: None,
+        }
+    }
+
+    /// Whether this is a directory.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.kind, Kind::Directory { .. })
+    }
+}
+
+/// A path inside a tree, ordered as a walk visits: a directory, then what is in it, then its next sibling.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Key(Box<[u8]>);
+
+impl Key {
+    fn of(path: &[u8]) -> Self {
+        // A separator that sorts before every other byte makes the order of bytes the order of the walk.
+        Self(path.iter().map(|b| if *b == b'/' { 0 } else { *b }).collect())
+    }
+
+    fn path(&self) -> Vec<u8> {
+        self.0.iter().map(|b| if *b == 0 { b'/' } else { *b }).collect()
+    }
+}
+
+/// Entries by path: relative, without `.` or `..`, no slash at either end. The root itself is the empty path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tree {
+    entries: BTreeMap<Key, Entry>,
+}
+
+impl Tree {
+    /// Returns the entry at a path.
+    pub fn get(&self, path: &[u8]) -> Option<&Entry> {
+        self.entries.get(&Key::of(path))
+    }
+
+    /// Returns the entry at a path for change.
+    pub fn get_mut(&mut self, path: &[u8]) -> Option<&mut Entry> {
+        self.entries.get_mut(&Key::of(path))
+    }
+
+    /// Puts an entry at a path, replacing what was there. What was below a replaced directory stays: see
+    /// [`remove`](Self::remove).
+    pub fn insert(&mut self, path: &[u8], entry: Entry) {
+        self.entries.insert(Key::of(path), entry);
+    }
+
+    /// Removes an entry and everything below it.
+    pub fn remove(&mut self, path: &[u8]) {
+        let doomed: Vec<Key> = self.range(path).map(|(key, _)| key.clone()).collect();
+        for key in doomed {
+            self.entries.remove(&key);
+        }
+    }
+
+    /// Returns the number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no entry at all.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Visits all entries in the order of a walk.
+    pub fn iter(&self) -> impl Iterator<Item = (Vec<u8>, &Entry)> {
+        self.entries.iter().map(|(key, entry)| (key.path(), entry))
+    }
+
+    /// Visits an entry and everything below it, in the order of a walk.
+    pub fn below(&self, path: &[u8]) -> impl Iterator<Item = (Vec<u8>, &Entry)> {
+        self.range(path).map(|(key, entry)| (key.path(), entry))
+    }
+
+    /// Visits the names directly in a directory, in order.
+    pub fn children(&self, path: &[u8]) -> impl Iterator<Item = (Vec<u8>, &Entry)> {
+        let skip = if path.is_empty() { 0 } else { path.len() + 1 };
+        self.range(path).filter_map(move |(key, entry)| {
+            let name = key.0.get(skip..)?;
+            (!name.is_empty() && !name.contains(&0)).then(|| (name.to_vec(), entry))
+        })
+    }
+
+    fn range(&self, path: &[u8]) -> Range<'_, Key, Entry> {
+        if path.is_empty() {
+            return self.entries.range::<Key, _>(..);
+        }
+        let first = Key::of(path);
+        // Everything below sorts as "path\0…", the next sibling at the earliest as "path\1".
+        let mut end = first.0.to_vec();
+        end.push(1);
+        self.entries.range((Bound::Included(first), Bound::Excluded(Key(end.into()))))
+    }
+}
+
+impl FromIterator<(Vec<u8>, Entry)> for Tree {
+    fn from_iter<I: IntoIterator<Item = (Vec<u8>, Entry)>>(entries: I) -> Self {
+        Self { entries: entries.into_iter().map(|(path, entry)| (Key::of(&path), entry)).collect() }
+    }
+}
+
+/// Joins two paths of a tree.
+pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() {
+        return name.to_vec();
+    }
+    if name.is_empty() {
+        return directory.to_vec();
+    }
+    [directory, b"/", name].concat()
+}
+
+/// Returns the directory part and the last component.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// Resolves `.` and `..` by text alone and drops slashes at both ends; `..` at the root stays at the root.
+pub fn clean(path: &[u8]) -> Vec<u8> {
+    let mut parts: Vec<&[u8]> = vec![];
+    for part in path.split(|b| *b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join(&b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_is_that_of_a_walk() {
+        let tree: Tree = ["a", "a-b", "a/b", "a/b/c", "a.d", "ab"]
+            .iter()
+            .map(|path| (path.as_bytes().to_vec(), Entry::directory(0o755, 0)))
+            .collect();
+        let order: Vec<String> = tree.iter().map(|(path, _)| String::from_utf8(path).unwrap()).collect();
+        assert_eq!(order, ["a", "a/b", "a/b/c", "a-b", "a.d", "ab"]);
+        let below: Vec<Vec<u8>> = tree.below(b"a").map(|(path, _)| path).collect();
+        assert_eq!(below, [&b"a"[..], b"a/b", b"a/b/c"]);
+        let children: Vec<Vec<u8>> = tree.children(b"a").map(|(name, _)| name).collect();
+        assert_eq!(children, [b"b"]);
+        assert_eq!(tree.children(b"").count(), 4);
+    }
+
+    #[test]
+    fn removing_takes_everything_below() {
+        let mut tree: Tree = ["a", "a/b", "ab"]
+            .iter()
+            .map(|path| (path.as_bytes().to_vec(), Entry::directory(0o755, 0)))
+            .collect();
+        tree.remove(b"a");
+        assert_eq!(tree.iter().map(|(path, _)| path).collect::<Vec<_>>(), [b"ab"]);
+    }
+
+    #[test]
+    fn cleaning_cannot_escape() {
+        for (path, expected) in [("/../../a/./b//c/..", "a/b"), ("", ""), ("..", ""), ("/", ""), ("a/", "a")] {
+            assert_eq!(clean(path.as_bytes()), expected.as_bytes(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! Reads a folder of this machine into a [`Tree`], remembering digests between runs.
+//!
+//! A digest is taken from memory when device, inode, size, modification and change time are what they were. A file that
+//! changed within [`RACY`] of being read is read again next time: its next change might leave no trace in the times.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use sha2::{Digest as _, Sha256};
+use slipway_spec::digest::to_hex;
+
+use super::{Content, Entry, Kind, Tree};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::lease::now_nanos;
+
+/// Times are not finer than this on any file system we meet.
+const RACY: i64 = 2_000_000_000;
+
+/// What a scan does with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is part of the tree.
+    Take,
+    /// It is not, but something below it may be; it becomes part when something below it is.
+    Look,
+    /// Neither it nor anything below it is.
+    Skip,
+}
+
+/// Decides what is part of a scan, asked once per path in the order of a walk.
+pub trait Filter {
+    /// Decides on a path relative to the folder.
+    fn verdict(&mut self, path: &[u8], directory: bool) -> Verdict;
+}
+
+/// Takes everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Everything;
+
+impl Filter for Everything {
+    fn verdict(&mut self, _path: &[u8], _directory: bool) -> Verdict {
+        Verdict::Take
+    }
+}
+
+/// Whose entries the tree says they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// Root's, as build contexts are.
+    Root,
+    /// As they are on this machine.
+    Keep,
+}
+
+/// How a folder is scanned.
+#[derive(Debug)]
+pub struct ScanOptions<'a> {
+    /// Whose the entries are.
+    pub ownership: Ownership,
+    /// A folder for remembered digests; `None` reads every file.
+    pub memory: Option<&'a Path>,
+}
+
+struct Scanned {
+    path: Vec<u8>,
+    host: PathBuf,
+    metadata: fs::Metadata,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    link: Option<Vec<u8>>,
+    digest: Option<[u8; 32]>,
+}
+
+/// Scans `root`. Sockets are left out. File contents are digested, on all cores.
+///
+/// # Errors
+/// When something cannot be read; the error names the path.
+pub fn scan(root: &Path, filter: &mut dyn Filter, options: &ScanOptions<'_>) -> Result<Tree> {
+    let metadata = fs::metadata(root).at("read", root)?;
+    if !metadata.is_dir() {
+        return Err(Error::new(ErrorKind::Invalid, format!("{} is not a directory", root.display())));
+    }
+    let mut found = vec![];
+    let mut waiting = vec![];
+    walk(root, &[], filter, &mut waiting, &mut found)?;
+    digest_all(root, &mut found, options)?;
+    Ok(found.into_iter().filter_map(|scanned| to_entry(scanned, options.ownership)).collect())
+}
+
+/// Directories on the way to the current one that are taken only if something below them is.
+type Waiting = Vec<Scanned>;
+
+fn walk(
+    folder: &Path,
+    relative: &[u8],
+    filter: &mut dyn Filter,
+    waiting: &mut Waiting,
+    found: &mut Vec<Scanned>,
+) -> Result<()> {
+    let mut names: Vec<OsString> = vec![];
+    for entry in fs::read_dir(folder).at("read", folder)? {
+        names.push(entry.at("read", folder)?.file_name());
+    }
+    names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+    for name in names {
+        let path = super::join(relative, name.as_bytes());
+        let host = folder.join(&name);
+        let metadata = match fs::symlink_metadata(&host) {
+            // It went away while we were looking: as if it had never been there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.at("read", &host)?,
+        };
+        let directory = metadata.is_dir();
+        let verdict = filter.verdict(&path, directory);
+        if verdict == Verdict::Skip || (verdict == Verdict::Look && !directory) {
+            continue;
+        }
+        let link = if metadata.is_symlink() {
+            Some(fs::read_link(&host).at("read", &host)?.into_os_string().into_vec())
+        } else {
+            None
+        };
+        let xattrs = if metadata.is_file() { capability(&host)? } else { BTreeMap::new() };
+        let scanned = Scanned { path: path.clone(), host: host.clone(), metadata, xattrs, link, digest: None };
+        if verdict == Verdict::Take {
+            found.append(waiting);
+            found.push(scanned);
+            if directory {
+                walk(&host, &path, filter, waiting, found)?;
+            }
+        } else {
+            waiting.push(scanned);
+            walk(&host, &path, filter, waiting, found)?;
+            // Still waiting means that nothing below was taken.
+            if waiting.last().is_some_and(|last| last.path == path) {
+                waiting.pop();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the one extended attribute that layers carry.
+pub(crate) fn capability(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    const NAME: &str = "security.capability";
+    let mut buffer = [0u8; 64];
+    let mut xattrs = BTreeMap::new();
+    match rustix::fs::lgetxattr(path, NAME, &mut buffer) {
+        Ok(length) => {
+            xattrs.insert(NAME.as_bytes().to_vec(), buffer[..length].to_vec());
+        }
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error).at("read the capabilities of", path),
+    }
+    Ok(xattrs)
+}
+
+fn to_entry(scanned: Scanned, ownership: Ownership) -> Option<(Vec<u8>, Entry)> {
+    let metadata = &scanned.metadata;
+    let kind = file_kind(metadata, scanned.link, || Content::Host {
+        path: scanned.host.clone().into(),
+        digest: scanned.digest,
+    })?;
+    let (uid, gid) = match ownership {
+        Ownership::Root => (0, 0),
+        Ownership::Keep => (metadata.uid(), metadata.gid()),
+    };
+    let entry = Entry {
+        kind,
+        mode: metadata.mode() & 0o7777,
+        uid,
+        gid,
+        mtime: mtime(metadata),
+        xattrs: scanned.xattrs,
+        inode: (metadata.nlink() > 1 && !metadata.is_dir()).then(|| (metadata.dev(), metadata.ino())),
+    };
+    Some((scanned.path, entry))
+}
+
+/// Returns the modification time in nanoseconds since 1970.
+pub(crate) fn mtime(metadata: &fs::Metadata) -> i64 {
+    metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
+}
+
+/// Returns what a file is; `None` for sockets, which no layer holds.
+pub(crate) fn file_kind(
+    metadata: &fs::Metadata,
+    link: Option<Vec<u8>>,
+    content: impl FnOnce() -> Content,
+) -> Option<Kind> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let file_type = metadata.file_type();
+    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    Some(match () {
+        () if file_type.is_dir() => Kind::Directory { opaque: false },
+        () if file_type.is_file() => Kind::File { content: content(), size: metadata.size() },
+        () if file_type.is_symlink() => Kind::Symlink { target: link.unwrap_or_default() },
+        () if file_type.is_char_device() => Kind::CharDevice { major, minor },
+        () if file_type.is_block_device() => Kind::BlockDevice { major, minor },
+        () if file_type.is_fifo() => Kind::Fifo,
+        () => return None,
+    })
+}
+
+/// What must be unchanged for a remembered digest to hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime: i64,
+    ctime: i64,
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            mtime: mtime(metadata),
+            ctime: metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec()),
+        }
+    }
+}
+
+fn digest_all(root: &Path, found: &mut [Scanned], options: &ScanOptions<'_>) -> Result<()> {
+    let memory = options.memory.map(|folder| {
+        let name = to_hex(&Sha256::digest(root.as_os_str().as_bytes()));
+        folder.join(name)
+    });
+    let remembered = memory.as_deref().map(Memory::load).unwrap_or_default();
+    let mut cursor = remembered.iter();
+    let mut next = cursor.next();
+    let mut to_read = vec![];
+    let mut unchanged = 0;
+    for (at, scanned) in found.iter_mut().enumerate() {
+        if !scanned.metadata.is_file() {
+            continue;
+        }
+        // Both lists are in the order of a walk.
+        while next.as_ref().is_some_and(|(path, ..)| walk_order(path, &scanned.path).is_lt()) {
+            next = cursor.next();
+        }
+        match &next {
+            Some((path, stamp, digest)) if *path == scanned.path && *stamp == Stamp::of(&scanned.metadata) => {
+                scanned.digest = Some(*digest);
+                unchanged += 1;
+            }
+            _ => to_read.push(at),
+        }
+    }
+    let began = now_nanos();
+    read_all(found, &to_read)?;
+    if let Some(path) = memory
+        && (!to_read.is_empty() || unchanged != remembered.count)
+    {
+        Memory::save(&path, found, began);
+    }
+    Ok(())
+}
+
+fn walk_order(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(key).cmp(b.iter().map(key))
+}
+
+/// Digests the files at `to_read` on all cores.
+fn read_all(found: &mut [Scanned], to_read: &[usize]) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(to_read.len().div_ceil(64));
+    let cursor = AtomicUsize::new(0);
+    let files: &[Scanned] = found;
+    let work = || -> Result<Vec<(usize, [u8; 32])>> {
+        let mut digests = vec![];
+        let mut buffer = vec![0; 128 * 1024];
+        while let Some(at) = to_read.get(cursor.fetch_add(1, Ordering::Relaxed)) {
+            digests.push((*at, digest_file(&files[*at].host, &mut buffer)?));
+        }
+        Ok(digests)
+    };
+    let parts = if threads <= 1 {
+        vec![work()]
+    } else {
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
+    };
+    for part in parts {
+        for (at, digest) in part? {
+            found[at].digest = Some(digest);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the sha256 of a file's bytes.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest_file(path: &Path, buffer: &mut [u8]) -> Result<[u8; 32]> {
+    let mut file = open_regular(path)?;
+    let mut hash = Sha256::new();
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(read) => hash.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).at("read", path),
+        }
+    }
+}
+
+/// Opens a file for reading that must still be a regular file.
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    // A file replaced by a link or a pipe must neither lead elsewhere nor block.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty()).at("open", path)?.into())
+}
+
+/// The file of remembered digests of one folder: entries in the order of a walk, then the sha256 of all that.
+#[derive(Default)]
+struct Memory {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+const MAGIC: &[u8; 8] = b"slipdig1";
+const FIXED: usize = 5 * 8 + 32;
+
+impl Memory {
+    fn load(path: &Path) -> Self {
+        // Without memory, or with a damaged one, every file is simply read again.
+        let Ok(mut bytes) = fs::read(path) else { return Self::default() };
+        if bytes.len() < MAGIC.len() + 8 + 32 || !bytes.starts_with(MAGIC) {
+            return Self::default();
+        }
+        let sum = bytes.split_off(bytes.len() - 32);
+        if Sha256::digest(&bytes)[..] != sum[..] {
+            return Self::default();
+        }
+        let count = u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes")) as usize;
+        bytes.drain(..16);
+        Self { bytes, count }
+    }
+
+    fn iter(&self) -> MemoryIter<'_> {
+        MemoryIter(&self.bytes)
+    }
+
+    fn save(path: &Path, found: &[Scanned], began: i64) {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&[0; 8]);
+        let mut count = 0u64;
+        for scanned in found {
+            let (Some(digest), Ok(length)) = (scanned.digest, u16::try_from(scanned.path.len())) else { continue };
+            let stamp = Stamp::of(&scanned.metadata);
+            if stamp.mtime.max(stamp.ctime) > began - RACY {
+                continue;
+            }
+            bytes.extend_from_slice(&length.to_le_bytes());
+            bytes.extend_from_slice(&scanned.path);
+            for number in [stamp.device, stamp.inode, stamp.size, stamp.mtime as u64, stamp.ctime as u64] {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+            bytes.extend_from_slice(&digest);
+            count += 1;
+        }
+        bytes[8..16].copy_from_slice(&count.to_le_bytes());
+        let sum = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&sum);
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        // Only an aid to speed: a full disk must not fail the build here.
+        if let Err(error) = fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path)) {
+            tracing::debug!(path = %path.display(), %error, "digests are not remembered");
+            if let Err(error) = fs::remove_file(&temporary) {
+                tracing::debug!(path = %temporary.display(), %error, "temporary file stays behind");
+            }
+        }
+    }
+}
+
+struct MemoryIter<'a>(&'a [u8]);
+
+impl<'a> Iterator for MemoryIter<'a> {
+    type Item = (&'a [u8], Stamp, [u8; 32]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (length, rest) = self.0.split_first_chunk::<2>()?;
+        let length = usize::from(u16::from_le_bytes(*length));
+        let path = rest.get(..length)?;
+        let fixed = rest.get(length..length + FIXED)?;
+        self.0 = &rest[length + FIXED..];
+        let number = |n: usize| u64::from_le_bytes(fixed[n * 8..n * 8 + 8].try_into().expect("eight bytes"));
+        let stamp = Stamp {
+            device: number(0),
+            inode: number(1),
+            size: number(2),
+            mtime: number(3) as i64,
+            ctime: number(4) as i64,
+        };
+        Some((path, stamp, fixed[40..].try_into().expect("thirty-two bytes")))
+    }
+}
+
+/// Whether a name can be part of a tree.
+pub fn valid_name(name: &OsStr) -> bool {
+    !matches!(name.as_bytes(), b"" | b"." | b"..") && !name.as_bytes().contains(&b'/')
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memory({} digests)", self.count)
+    }
+}
+
+/// Makes the host content of a file.
+pub(crate) fn host_content(path: PathBuf) -> Content {
+    Content::Host { path: Arc::from(path), digest: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+
+    fn options(memory: &Path) -> ScanOptions<'_> {
+        ScanOptions { ownership: Ownership::Root, memory: Some(memory) }
+    }
+
+    fn age(path: &Path, seconds: i64) {
+        let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+
+    fn digest_of(tree: &Tree, path: &str) -> [u8; 32] {
+        match &tree.get(path.as_bytes()).unwrap().kind {
+            Kind::File { content: Content::Host { digest, .. }, .. } => digest.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_change_is_seen_even_when_size_and_mtime_stay() {
+        let (context, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = context.path().join("a");
+        fs::write(&file, "one").unwrap();
+        age(&file, 1_000_000);
+        let before = scan(context.path(), &mut Everything, &options(memory.path())).unwrap();
+        fs::write(&file, "two").unwrap();
+        age(&file, 1_000_000);
+        let after = scan(context.path(), &mut Everything, &options(memory.path())).unwrap();
+        assert_ne!(digest_of(&before, "a"), digest_of(&after, "a"));
+        assert_eq!(digest_of(&after, "a"), <[u8; 32]>::from(Sha256::digest(b"two")));
+    }
+
+    #[test]
+    fn damaged_memory_is_ignored() {
+        let (context, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(context.path().join("a"), "one").unwrap();
+        let before = scan(context.path(), &mut Everything, &options(memory.path())).unwrap();
+        for entry in fs::read_dir(memory.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(scan(context.path(), &mut Everything, &options(memory.path())).unwrap(), before);
+    }
+
+    #[test]
+    fn memory_holds_for_files_that_have_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "x").unwrap();
+        let scanned = Scanned {
+            path: b"a".to_vec(),
+            host: path.clone(),
+            metadata: fs::metadata(&path).unwrap(),
+            xattrs: BTreeMap::new(),
+            link: None,
+            digest: Some([7; 32]),
+        };
+        let memory = folder.path().join("memory");
+        Memory::save(&memory, std::slice::from_ref(&scanned), now_nanos());
+        assert_eq!(Memory::load(&memory).count, 0, "a file that changed just now is not trusted");
+        Memory::save(&memory, &[scanned], now_nanos() + 2 * RACY);
+        let loaded = Memory::load(&memory);
+        let all: Vec<_> = loaded.iter().collect();
+        assert_eq!((loaded.count, all.len()), (1, 1));
+        assert_eq!((all[0].0, all[0].2), (&b"a"[..], [7; 32]));
+    }
+
+    #[test]
+    fn directories_on_the_way_are_taken_when_something_in_them_is() {
+        struct Only(&'static [u8]);
+        impl Filter for Only {
+            fn verdict(&mut self, path: &[u8], _directory: bool) -> Verdict {
+                if path == self.0 { Verdict::Take } else { Verdict::Look }
+            }
+        }
+        let context = tempfile::tempdir().unwrap();
+        fs::create_dir_all(context.path().join("a/b")).unwrap();
+        fs::create_dir_all(context.path().join("c/d")).unwrap();
+        fs::write(context.path().join("a/b/f"), "").unwrap();
+        fs::write(context.path().join("a/b/g"), "").unwrap();
+        let options = ScanOptions { ownership: Ownership::Keep, memory: None };
+        let tree = scan(context.path(), &mut Only(b"a/b/f"), &options).unwrap();
+        let paths: Vec<_> = tree.iter().map(|(path, _)| String::from_utf8(path).unwrap()).collect();
+        assert_eq!(paths, ["a", "a/b", "a/b/f"]);
+    }
+}

@@ -1,0 +1,241 @@
+//! What each instruction leaves in the files and in the configuration.
+
+use std::fs;
+
+use serde_json::json;
+use slipway_tests::{BASE, Sandbox, Tree};
+
+#[test]
+fn instructions_shape_the_configuration() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.dockerfile(&format!(
+        r#"# syntax=docker/dockerfile:1.7
+FROM {BASE}
+ARG VERSION=2
+ENV NAME="two words" VERSION=$VERSION.1
+ENV PATH="/opt/bin:$PATH"
+LABEL one=1 "two words"="a b" version="${{VERSION}}"
+WORKDIR /srv
+WORKDIR app
+USER 33:33
+EXPOSE 80 53/udp
+VOLUME ["/data", "/more data"]
+STOPSIGNAL SIGINT
+HEALTHCHECK --interval=5s --timeout=2s --retries=4 CMD ["true"]
+SHELL ["/bin/sh", "-ec"]
+ENTRYPOINT ["/bin/echo", "$NAME"]
+CMD echo done
+"#
+    ));
+    sandbox
+        .build(&context, ["-t", "config:1", "--label", "two words=changed", "--label", "three=3"]);
+    let config = &sandbox.inspect("config:1", None)["Config"];
+    assert_eq!(
+        config["Env"],
+        json!([
+            "PATH=/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "NAME=two words",
+            "VERSION=2.1"
+        ])
+    );
+    assert_eq!(
+        config["Labels"],
+        json!({ "one": "1", "two words": "changed", "version": "2.1", "three": "3" })
+    );
+    assert_eq!(config["WorkingDir"], "/srv/app");
+    assert_eq!(config["User"], "33:33");
+    assert_eq!(config["ExposedPorts"], json!({ "80/tcp": {}, "53/udp": {} }));
+    assert_eq!(config["Volumes"], json!({ "/data": {}, "/more data": {} }));
+    assert_eq!(config["StopSignal"], "SIGINT");
+    assert_eq!(config["Healthcheck"]["Test"], json!(["CMD", "true"]));
+    assert_eq!(config["Healthcheck"]["Interval"], 5_000_000_000_u64);
+    assert_eq!(config["Healthcheck"]["Timeout"], 2_000_000_000_u64);
+    assert_eq!(config["Healthcheck"]["Retries"], 4);
+    assert_eq!(config["Entrypoint"], json!(["/bin/echo", "$NAME"]));
+    assert_eq!(config["Cmd"], json!(["/bin/sh", "-ec", "echo done"]));
+}
+
+#[test]
+fn variables_have_defaults_and_alternatives() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.dockerfile(&format!(
+        "ARG TAG=base\nFROM slipway.local/debian:${{TAG:-none}}\nARG GIVEN\nARG ABSENT\nARG PRESET=preset\nENV E=$PRESET\n\
+         ENV A=${{ABSENT:-default}} B=${{PRESET:+set}} C=${{ABSENT:+set}} D=\\$PRESET F=${{GIVEN:-no}} G='$PRESET'\n\
+         RUN echo \"$A|$B|$C|$D|$E|$F|$G|$GIVEN|${{ABSENT-unset}}\" > /said\n# {BASE}\n"
+    ));
+    let tree = sandbox.build_tree(&context, ["--build-arg", "GIVEN=yes"]);
+    assert_eq!(
+        fs::read_to_string(tree.join("said")).unwrap(),
+        "default|set||$PRESET|preset|yes|$PRESET|yes|unset\n"
+    );
+}
+
+#[test]
+fn a_build_argument_is_taken_from_the_environment_when_it_has_no_value() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.dockerfile(&format!(
+        "FROM {BASE}\nARG FROM_OUTSIDE=inside\nRUN echo $FROM_OUTSIDE > /said\n"
+    ));
+    let output = format!("type=local,dest={}", sandbox.arg("out"));
+    let arguments = ["build", "--build-arg", "FROM_OUTSIDE", "-o", &output, context.arg()];
+    sandbox.slipway(arguments).env("FROM_OUTSIDE", "outside").succeeds();
+    assert_eq!(fs::read_to_string(sandbox.path("out/said")).unwrap(), "outside\n");
+}
+
+#[test]
+fn copy_and_add_place_files_with_owners_and_modes() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context
+        .file("one.txt", "one\n")
+        .file("two.txt", "two\n")
+        .file("tool", "#!/bin/sh\n")
+        .mode("tool", 0o755)
+        .file("dir/inner/file", "deep\n")
+        .symlink("dir/to-inner", "inner")
+        .file("other.md", "not text\n")
+        .dockerfile(&format!(
+            "FROM {BASE} AS first\nRUN mkdir -p /made/sub && echo made > /made/sub/file && chmod 0711 /made/sub\n\
+             FROM {BASE}\nWORKDIR /work\n\
+             COPY one.txt renamed\nCOPY *.txt texts/\nCOPY dir here/\nCOPY dir/ /absolute/\n\
+             COPY --chown=www-data:www-data tool /owned-by-name\nCOPY --chown=1234 --chmod=0600 tool /owned-by-number\n\
+             COPY --from=first /made /from-stage\nCOPY --from=0 /made/sub/file /from-number\n\
+             COPY --from={BASE} /etc/debian_version /from-image\nADD --chmod=0444 one.txt two.txt /added/\n\
+             COPY [\"one.txt\", \"/name with spaces/\"]\n"
+        ));
+    let tree = Tree::read(&sandbox.build_tree(&context, []));
+    for path in [
+        "work/renamed",
+        "work/texts/one.txt",
+        "work/texts/two.txt",
+        "work/here/inner/file",
+        "absolute/inner/file",
+        "from-stage/sub/file",
+        "from-number",
+        "from-image",
+        "added/two.txt",
+        "name with spaces/one.txt",
+    ] {
+        assert!(tree.has(path), "{path}");
+    }
+    assert!(!tree.has("work/texts/other.md") && !tree.has("work/here/dir"));
+    assert_eq!(tree.entry("work/here/to-inner").content, "inner");
+    assert_eq!(format!("{:o}", tree.entry("owned-by-number").mode), "600");
+    assert_eq!(format!("{:o}", tree.entry("owned-by-name").mode), "755");
+    assert_eq!(format!("{:o}", tree.entry("added/one.txt").mode), "444");
+    assert_eq!(format!("{:o}", tree.entry("from-stage/sub").mode), "711");
+
+    // Who owns what is seen from inside, since an export of type=local belongs to whoever exports.
+    let context = sandbox.context("owners");
+    context.file("tool", "").dockerfile(&format!(
+        "FROM {BASE}\nCOPY --chown=www-data:www-data tool /by-name\nCOPY --chown=1234 tool /by-number\nCOPY tool /root-owned\n\
+         USER 55:66\nWORKDIR /made\nRUN stat -c '%u:%g %n' /by-name /by-number /root-owned /made > /tmp/said; id -u >> /tmp/said\n"
+    ));
+    let tree = sandbox.build_tree(&context, []);
+    let said = fs::read_to_string(tree.join("tmp/said")).unwrap();
+    assert_eq!(said, "33:33 /by-name\n1234:1234 /by-number\n0:0 /root-owned\n0:0 /made\n55\n");
+}
+
+#[test]
+fn add_unpacks_a_local_archive() {
+    let sandbox = Sandbox::new();
+    let context = sandbox.context("context");
+    context
+        .file("src/a", "a\n")
+        .file("src/b/c", "c\n")
+        .dockerfile("FROM scratch\nADD files.tar.gz /in/\nCOPY files.tar.gz /\n");
+    slipway_tests::tool(
+        std::process::Command::new("tar")
+            .args(["-C", &format!("{}/src", context.arg()), "-czf"])
+            .arg(context.path().join("files.tar.gz"))
+            .arg("."),
+    );
+    let tree = Tree::read(&sandbox.build_tree(&context, []));
+    assert!(
+        tree.has("in/a")
+            && tree.has("in/b/c")
+            && tree.has("files.tar.gz")
+            && !tree.has("in/files.tar.gz")
+    );
+}
+
+#[test]
+fn dockerignore_hides_files_and_exceptions_bring_them_back() {
+    let sandbox = Sandbox::new();
+    let context = sandbox.context("context");
+    context
+        .dockerfile("FROM scratch\nCOPY . /\n")
+        .file(
+            ".dockerignore",
+            "# comment\n*.log\n**/cache\nsecret\n!keep.log\ndocs/*\n!docs/index.md\n",
+        )
+        .file("a.log", "")
+        .file("keep.log", "")
+        .file("sub/b.log", "")
+        .file("sub/cache/x", "")
+        .file("secret/key", "")
+        .file("docs/index.md", "")
+        .file("docs/other.md", "");
+    let tree = Tree::read(&sandbox.build_tree(&context, []))
+        .without("Dockerfile")
+        .without(".dockerignore");
+    assert_eq!(tree.paths(), ["docs", "docs/index.md", "keep.log", "sub", "sub/b.log"]);
+}
+
+#[test]
+fn shell_and_exec_forms_run_as_written() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.dockerfile(&format!(
+        "FROM {BASE}\nENV WORD=expanded\nRUN echo $WORD > /shell\nRUN [\"/bin/sh\", \"-c\", \"echo $WORD > /exec\"]\n\
+         RUN [\"touch\", \"/$WORD\"]\nSHELL [\"/bin/busybox\", \"sh\", \"-c\"]\nRUN echo $0 > /other-shell\n\
+         RUN echo one && \\\n    # a comment in between\n    echo two > /continued\n\
+         WORKDIR /in/here\nRUN pwd > where\nUSER nobody\nRUN id -un > /tmp/who; echo $HOME >> /tmp/who\n"
+    ));
+    let tree = sandbox.build_tree(&context, []);
+    let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
+    assert_eq!(read("shell"), "expanded\n");
+    assert_eq!(read("exec"), "expanded\n", "the shell that the exec form names does expand");
+    assert!(tree.join("$WORD").exists(), "the exec form itself expands nothing");
+    assert_eq!(read("continued"), "two\n");
+    assert_eq!(read("in/here/where"), "/in/here\n");
+    assert_eq!(read("tmp/who").lines().next(), Some("nobody"));
+}
+
+#[test]
+fn a_step_sees_a_proper_system_and_not_the_machine() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.dockerfile(&format!(
+        "FROM {BASE}\nRUN {{ ps | wc -l; echo $$; ls /dev/null /dev/zero /dev/urandom /dev/fd /dev/pts /dev/shm; \
+         test -w /proc/sys/kernel/hostname && echo writable; cat /proc/self/status | grep -E 'NoNewPrivs|Seccomp:'; \
+         mount -t tmpfs none /mnt 2>/dev/null && echo mounted; mknod /dev/sda b 8 0 && head -c 1 /dev/sda; \
+         cat /proc/kcore 2>/dev/null | head -c 1 | wc -c; true; }} > /said 2>&1; dd if=/dev/zero of=/dev/null count=1\n"
+    ));
+    let tree = sandbox.build_tree(&context, []);
+    let said = fs::read_to_string(tree.join("said")).unwrap();
+    assert!(!said.contains("mounted") && !said.contains("writable"), "{said}");
+    for device in ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/pts", "/dev/shm"] {
+        assert!(said.lines().any(|line| line.starts_with(device)), "{device}: {said}");
+    }
+    let processes: usize = said.lines().next().unwrap().trim().parse().unwrap();
+    assert!(processes < 10, "a step sees its own processes only: {said}");
+    assert!(said.contains("Seccomp:\t2"), "a system call filter is in force: {said}");
+    // What the sandbox mounts must not stay in the image.
+    let image = Tree::read(&tree);
+    let left: Vec<_> = image
+        .paths()
+        .into_iter()
+        .filter(|path| {
+            path.starts_with("dev/") || path.starts_with("proc/") || path.starts_with("sys/")
+        })
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(
+        !image.has("etc/resolv.conf") || image.entry("etc/resolv.conf").content.is_empty(),
+        "files of the machine stay out"
+    );
+}

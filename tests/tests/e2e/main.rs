@@ -1,0 +1,16 @@
+//! The program as its users meet it: real Dockerfiles, emulators, registries and image tools.
+
+mod bad_input;
+mod bad_registry;
+mod build_flags;
+mod cache;
+mod concurrency;
+mod example;
+mod harness;
+mod instructions;
+mod interrupt;
+mod outputs;
+mod platforms;
+mod registry;
+mod save_load;
+mod store_commands;
