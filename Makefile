@@ -6,9 +6,9 @@ CARGO ?= cargo
 BUILD_TOOLS := cc:gcc /usr/include/stdlib.h:libc6-dev
 TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-static:qemu-user-static \
 	docker-registry:docker-registry skopeo:skopeo umoci:umoci htpasswd:apache2-utils openssl:openssl \
-	python3:python3-minimal xz:xz-utils zstd:zstd tar:tar busybox:busybox-static flock:util-linux \
+	python3:python3 xz:xz-utils zstd:zstd tar:tar busybox:busybox-static flock:util-linux \
 	setfattr:attr setcap:libcap2-bin
-BENCH_TOOLS := $(BUILD_TOOLS) python3:python3-minimal busybox:busybox-static unshare:util-linux
+BENCH_TOOLS := $(BUILD_TOOLS) python3:python3 busybox:busybox-static unshare:util-linux
 
 .PHONY: help build demo check test fmt clippy unit e2e e2e-tools bench doc clean
 
@@ -26,7 +26,7 @@ check: fmt clippy unit   ## quick enough before every commit
 
 test: e2e-tools fmt clippy unit e2e   ## everything; what CI runs
 
-fmt:
+fmt:             ## formatting, changed nothing
 	$(CARGO) fmt --all --check
 
 clippy:
@@ -52,9 +52,9 @@ bench: build     ## compares with what else is on PATH; see bench/README.md
 	@sh tests/install-tools.sh $(BENCH_TOOLS)
 	python3 bench/run.py $(BENCH_ARGUMENTS)
 
-doc:
+doc:             ## the documentation of all crates
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 
-clean:
+clean:           ## removes target/ and .work/
 	$(CARGO) clean
 	rm -rf .work .e2e

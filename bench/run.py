@@ -21,6 +21,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = os.path.dirname(HERE)
+TARGET = os.environ.get("CARGO_TARGET_DIR", f"{REPOSITORY}/target")
 STEPS = 100
 FLOOR_RUNS = 50
 
@@ -340,7 +341,7 @@ def main():
     parser.add_argument("--files", type=int, default=50000, help="files of the largest workload")
     parser.add_argument("--tools", default="slipway,buildkit,buildah", help="which tools, of those that are there")
     parser.add_argument("--only", choices=["cached", "steps", "files"], action="append", help="which workloads")
-    parser.add_argument("--slipway", default=f"{REPOSITORY}/target/release/slipway")
+    parser.add_argument("--slipway", default=f"{TARGET}/release/slipway")
     parser.add_argument("--work", default=f"{REPOSITORY}/.work/bench", help="where contexts and stores go")
     parser.add_argument("--markdown", help="write the tables to this file as well")
     options = parser.parse_args()

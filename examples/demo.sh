@@ -7,7 +7,7 @@ set -eu
 repository=$(cd "$(dirname "$0")/.." && pwd)
 cd "$repository"
 work=.work/demo
-slipway=${SLIPWAY_BIN:-target/release/slipway}
+slipway=${SLIPWAY_BIN:-${CARGO_TARGET_DIR:-target}/release/slipway}
 image=slipway.local/hello:latest
 archive=$work/hello.oci.tar
 platforms=linux/amd64,linux/arm64
@@ -31,7 +31,7 @@ esac
 
 say "What the demo needs"
 sh tests/install-tools.sh qemu-aarch64-static:qemu-user-static qemu-x86_64-static:qemu-user-static \
-    python3:python3-minimal flock:util-linux
+    python3:python3 flock:util-linux
 done_in "tools are there"
 
 if [ -z "${SLIPWAY_BIN:-}" ]; then

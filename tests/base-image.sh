@@ -32,7 +32,7 @@ if up_to_date; then
     exit 0
 fi
 
-sh "$here/install-tools.sh" python3:python3-minimal dpkg-deb:dpkg flock:util-linux >&2
+sh "$here/install-tools.sh" python3:python3 dpkg-deb:dpkg flock:util-linux >&2
 # Test processes that start together wait for the first of them.
 exec 9>"$work/lock"
 flock 9

@@ -3,10 +3,10 @@
 //! This crate is words and pixels: [`args`] is what was typed, [`settings`] what the environment adds, [`command`] one
 //! verb per file, [`progress`] what a build looks like, [`failure`] how the program ends without success.
 
-#![expect(dead_code, reason = "the commands are waiting to be joined to the engine")]
-
 mod args;
+mod client;
 mod command;
+mod execute;
 mod failure;
 mod metadata_file;
 mod output;
@@ -17,13 +17,19 @@ mod settings;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use args::{Cli, GlobalArgs};
+use slipway_engine::solver::executor;
+
+use args::GlobalArgs;
 use command::Context;
 use failure::{EXIT_FAILURE, EXIT_RUN_FAILED, Failure};
 use printer::Printer;
 use settings::{Environment, Settings};
 
 fn main() -> ExitCode {
+    // The sandbox starts this program once more as its helper, which must stay single-threaded.
+    if executor::is_helper(std::env::args_os()) {
+        executor::helper_main();
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let printer = Printer::of_process();
     let outcome = run(arguments, &printer).and_then(|code| printer.finish().map(|()| code));
@@ -48,7 +54,7 @@ fn run(arguments: Vec<OsString>, printer: &Printer) -> Result<u8, Failure> {
         }
     };
     let context = context(&cli.global, printer)?;
-    dispatch(cli, &context)
+    execute::dispatch(cli, &context)
 }
 
 fn context(global: &GlobalArgs, printer: &Printer) -> Result<Context, Failure> {
@@ -58,10 +64,6 @@ fn context(global: &GlobalArgs, printer: &Printer) -> Result<Context, Failure> {
     let environment = Environment::of_process();
     let settings = Settings::resolve(global, &environment, rustix::process::geteuid().is_root())?;
     Ok(Context { settings, environment, printer: printer.clone() })
-}
-
-fn dispatch(cli: Cli, _context: &Context) -> Result<u8, Failure> {
-    Err(Failure::new(format!("not supported yet: slipway {}", cli.command.verb())))
 }
 
 /// Writes what happens inside to standard error.

@@ -16,7 +16,9 @@
 //! ```
 
 mod bridge;
+pub mod container;
 pub mod error;
+pub mod inventory;
 pub mod pipeline;
 pub mod request;
 

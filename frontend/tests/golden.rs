@@ -3,6 +3,8 @@
 //! Each folder of `testdata` has a `Dockerfile`, the outcome in `expected.txt`, and perhaps `attrs` (one `key=value` a
 //! line). Its other files are the build context. `UPDATE_GOLDEN=1` writes the outcomes anew, to be read in the diff.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -535,4 +537,70 @@ async fn scratch_ignores_platform_and_children_inherit_it() {
     assert_eq!(text.matches("   platform linux/arm64\n").count(), 2, "{text}");
     let text = built("FROM --platform=linux/arm64 scratch\nRUN [\"x\"]", "").await;
     assert!(text.contains("   platform linux/amd64\n"), "{text}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    /// Whatever stands in the file, the answer is a graph that loads or a place inside the file.
+    #[test]
+    fn any_file_is_built_or_refused(lines in proptest::collection::vec(line(), 0..12)) {
+        let text = lines.concat();
+        let bridge = Memory::new(BTreeMap::from([("Dockerfile".to_owned(), Bytes::from(text.clone()))]));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let count = u32::try_from(text.lines().count()).unwrap();
+        match runtime.block_on(dockerfile::build(&request("platform=linux/amd64,linux/arm64"), &bridge)) {
+            Ok(result) => {
+                for definition in result.images.into_iter().filter_map(|image| image.definition) {
+                    Definition::from_pb(definition.to_pb()).unwrap();
+                }
+            }
+            Err(error) => {
+                proptest::prop_assert!(!error.diagnostics.is_empty());
+                proptest::prop_assert!(!error.render().is_empty());
+                for span in error.diagnostics.iter().flat_map(|found| &found.spans) {
+                    proptest::prop_assert!(span.lines.first >= 1 && span.lines.last <= count);
+                }
+            }
+        }
+    }
+}
+
+/// A line as people write them, right or wrong.
+fn line() -> impl proptest::strategy::Strategy<Value = String> {
+    use proptest::strategy::Strategy as _;
+    let keywords = [
+        "FROM base",
+        "FROM scratch AS a",
+        "FROM a",
+        "FROM onbuild",
+        "ARG",
+        "ENV",
+        "LABEL",
+        "RUN",
+        "COPY",
+        "ADD",
+        "COPY --from=a",
+        "COPY --from=0",
+        "COPY --from=tool",
+        "WORKDIR",
+        "USER",
+        "EXPOSE",
+        "VOLUME",
+        "CMD",
+        "ENTRYPOINT",
+        "STOPSIGNAL",
+        "HEALTHCHECK CMD",
+        "SHELL",
+        "ONBUILD RUN",
+        "ONBUILD COPY --from=a",
+        "MAINTAINER",
+        "# escape=",
+        "#",
+        "",
+        "RUNN",
+    ];
+    let rest = "( |[a-z$=/{}:+'\"\\\\*?.<-]|[0-9]|<<EOF|\\\\\n|\n|EOF\n|\\[\"a\"\\]|\\$\\{A[:/%#-]|--chown=|--chmod=){0,12}\n";
+    (proptest::sample::select(keywords.to_vec()), rest)
+        .prop_map(|(keyword, rest)| format!("{keyword} {rest}"))
 }

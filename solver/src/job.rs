@@ -23,7 +23,7 @@ use crate::error::{Cause, Result, SolveError};
 use crate::executor::Executor;
 use crate::graph::{self, Edge, Vertex, Vertices, encode};
 use crate::operation::{exec, file};
-use crate::source::image::{Images, Lookup, RemoteLayer};
+use crate::source::image::{Images, Lookup, RemoteLayer, ResolvedImage};
 
 /// What all builds of a process share.
 #[derive(Clone)]
@@ -314,15 +314,26 @@ impl Job {
             Some("local") => Lookup::StoreOnly,
             _ => Lookup::StoreFirst,
         };
-        let images = &self.0.worker.images;
-        let found = async {
-            let image = Arc::new(images.resolve(&reference, &platform, lookup).await?);
-            let layers = images.layers(&reference, &image).await?;
-            Ok((image, layers))
-        };
-        let (image, (snapshot, remote)) = found.await.map_err(|error: SolveError| error.at(|| vertex.failed()))?;
-        lock(&self.0.remote).extend(remote.into_iter().map(|layer| (layer.layer, layer)));
+        let found = self.image_snapshot(&reference, &platform, lookup).await;
+        let (image, snapshot) = found.map_err(|error| error.at(|| vertex.failed()))?;
         Ok((snapshot, image.parsed.rootfs.diff_ids.clone()))
+    }
+
+    /// Finds an image and its file system; layers that are not here are fetched by [`provide`](Self::provide).
+    ///
+    /// # Errors
+    /// When there is no such image.
+    pub async fn image_snapshot(
+        &self,
+        reference: &ImageReference,
+        platform: &Platform,
+        lookup: Lookup,
+    ) -> Result<(Arc<ResolvedImage>, Snapshot)> {
+        let images = &self.0.worker.images;
+        let image = Arc::new(images.resolve(reference, platform, lookup).await?);
+        let (snapshot, remote) = images.layers(reference, &image).await?;
+        lock(&self.0.remote).extend(remote.into_iter().map(|layer| (layer.layer, layer)));
+        Ok((image, snapshot))
     }
 
     /// Fetches those layers of a snapshot that are not here in any form.

@@ -19,3 +19,15 @@ pub mod source;
 pub use client::{LocalFiles, LocalFolders, LocalRequest};
 pub use error::{Cause, FailedVertex, SolveError};
 pub use job::{Job, Worker};
+pub use operation::exec::StepFolders;
+
+/// Makes the folders of a process on top of layers, outside any build.
+///
+/// # Errors
+/// When a layer cannot be had or the disk fails.
+pub fn scratch(
+    store: &slipway_store::Store,
+    layers: &[slipway_store::snapshot::LayerId],
+) -> slipway_store::Result<StepFolders> {
+    StepFolders::prepare(store, layers)
+}

@@ -107,12 +107,20 @@ impl LayerError {
         &self.subject
     }
 
-    pub(crate) fn new(kind: LayerErrorKind, subject: impl fmt::Display, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        kind: LayerErrorKind,
+        subject: impl fmt::Display,
+        detail: impl Into<String>,
+    ) -> Self {
         Self { kind, subject: subject.to_string(), detail: detail.into(), source: None }
     }
 
     pub(crate) fn invalid(path: &[u8], detail: impl Into<String>) -> Self {
-        Self::new(LayerErrorKind::InvalidArchive, show(path), format!("invalid layer archive: {}", detail.into()))
+        Self::new(
+            LayerErrorKind::InvalidArchive,
+            show(path),
+            format!("invalid layer archive: {}", detail.into()),
+        )
     }
 
     pub(crate) fn storage(path: &[u8], operation: &str, source: impl Into<io::Error>) -> Self {
@@ -137,7 +145,11 @@ impl LayerError {
 
 /// Shows a path of a layer to people.
 pub(crate) fn show(path: &[u8]) -> String {
-    if path.is_empty() { "layer".to_owned() } else { format!("layer entry \"{}\"", path.escape_ascii()) }
+    if path.is_empty() {
+        "layer".to_owned()
+    } else {
+        format!("layer entry \"{}\"", path.escape_ascii())
+    }
 }
 
 /// Joins a folder (empty for the root) and a name.

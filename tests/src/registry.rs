@@ -97,7 +97,7 @@ impl Registry {
         if self.secure {
             command
                 .args(["--creds", &format!("{USER}:{PASSWORD}"), "--cert-dir"])
-                .arg(self.directory.path());
+                .arg(self.trust());
         } else {
             command.arg("--tls-verify=false");
         }
@@ -111,7 +111,7 @@ impl Registry {
         if self.secure {
             command
                 .args(["--src-creds", &format!("{USER}:{PASSWORD}"), "--src-cert-dir"])
-                .arg(self.directory.path());
+                .arg(self.trust());
         } else {
             command.arg("--src-tls-verify=false");
         }
@@ -128,7 +128,7 @@ impl Registry {
         if self.secure {
             command
                 .args(["--dest-creds", &format!("{USER}:{PASSWORD}"), "--dest-cert-dir"])
-                .arg(self.directory.path());
+                .arg(self.trust());
         } else {
             command.arg("--dest-tls-verify=false");
         }

@@ -40,6 +40,8 @@ const MASKED: &[&str] = &[
 ];
 /// What a step may see but not change.
 const READ_ONLY_PATHS: &[&str] = &["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
+/// The kernel's limit on an overlay's folders.
+const MAX_LAYERS: usize = 500;
 /// Where a file in memory has its name while it is being mounted.
 const MEMORY_FILE: &str = "dev/.slipway";
 /// Name, major, minor.
@@ -533,7 +535,11 @@ fn mount_overlay(
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty()).during_at("open the layer", &path.to_string_lossy())
     };
-    let lower = stack(lower).into_iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let lower = stack(lower);
+    if lower.len() > MAX_LAYERS {
+        return Err(Failure::setup("mount more layers than the kernel can stack (500)", None, Errno::TOOBIG));
+    }
+    let lower = lower.into_iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let numbers: Vec<String> = lower.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
     // Redirects are not followed: an image could otherwise name any folder of the host's layers.
     let mut options = format!("lowerdir={},index=off,metacopy=off,redirect_dir=nofollow", numbers.join(":"));

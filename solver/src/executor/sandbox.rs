@@ -75,6 +75,14 @@ impl SandboxExecutor {
         &self.emulation
     }
 
+    /// Starts the helper now, so that the first step need not wait for it. Blocks for a moment.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn warm_up(&self) -> Result<(), ExecError> {
+        self.helper().map(drop)
+    }
+
     /// Returns the helper, starting it if there is none or it has died.
     fn helper(&self) -> Result<Arc<Helper>, ExecError> {
         let mut slot = self.helper.lock().unwrap_or_else(PoisonError::into_inner);

@@ -39,8 +39,8 @@ pub(crate) async fn run(
     let spec = ExecSpec {
         lower: folders.lower.clone(),
         stub: worker.store.stub_folder(),
-        upper: folders.home.join("fs"),
-        work: folders.home.join("work"),
+        upper: folders.upper(),
+        work: folders.work(),
         readonly_root: false,
         mounts: vec![],
         args: meta.args.clone(),
@@ -144,16 +144,40 @@ async fn execute(
     exit
 }
 
-/// The folders of a step under way.
+/// The folders of a process under way.
 #[derive(Debug)]
-struct StepFolders {
-    lower: Vec<PathBuf>,
-    /// Holds `fs`, which becomes the layer, and `work`, which the kernel uses.
+pub struct StepFolders {
+    /// The layers below, base first.
+    pub lower: Vec<PathBuf>,
+    /// Holds `fs`, which takes what is written, and `work`, which the kernel uses.
     home: PathBuf,
 }
 
 impl StepFolders {
-    fn prepare(store: &Store, layers: &[slipway_store::snapshot::LayerId]) -> slipway_store::Result<Self> {
+    /// Returns the folder that takes what is written.
+    pub fn upper(&self) -> PathBuf {
+        self.home.join("fs")
+    }
+
+    /// Returns the folder for the kernel's own use.
+    pub fn work(&self) -> PathBuf {
+        self.home.join("work")
+    }
+
+    /// Throws away what was written.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn discard(self) -> slipway_store::Result<()> {
+        fs::remove_dir_all(&self.home)
+            .map_err(|error| Error::io(format!("cannot remove {}", self.home.display()), error))
+    }
+
+    /// Unpacks layers and makes the folders of a process on top of them.
+    ///
+    /// # Errors
+    /// When a layer cannot be had or the disk fails.
+    pub(crate) fn prepare(store: &Store, layers: &[slipway_store::snapshot::LayerId]) -> slipway_store::Result<Self> {
         let lower = store.folders(layers)?;
         let home = store.temporary("step");
         let upper = home.join("fs");
@@ -175,10 +199,10 @@ impl StepFolders {
         exit: &Exit,
         name: &str,
     ) -> slipway_store::Result<slipway_store::snapshot::LayerId> {
-        let upper = self.home.join("fs");
+        let upper = self.upper();
         let failed = |what: &Path, error: std::io::Error| Error::io(format!("cannot clean up {}", what.display()), error);
         executor::remove_stubs(&upper, &exit.created_stubs).map_err(|error| failed(&upper, error))?;
-        let work = self.home.join("work");
+        let work = self.work();
         fs::remove_dir_all(&work).map_err(|error| failed(&work, error))?;
         store.adopt_folder(&self.home, name)
     }

@@ -517,14 +517,16 @@ impl State {
             .platform
             .filter(|_| platform_specific)
             .map(|platform| pb::Platform::from(&platform));
-        let message = pb::Op {
+        let head = pb::Op {
             inputs: inputs.messages,
             platform,
             // Upstream's client always writes the field, and so its bytes are part of the digest.
             constraints: Some(pb::WorkerConstraints::default()),
-            op: Some(op),
+            op: None,
         };
-        let bytes = message.encode_to_vec();
+        // Go writes the fields of a oneof after all others, whatever their numbers. Messages may be written in parts.
+        let mut bytes = head.encode_to_vec();
+        bytes.extend(pb::Op { op: Some(op), ..pb::Op::default() }.encode_to_vec());
         let mut description = options.description;
         if !options.name.is_empty() {
             description.insert("llb.customname".into(), options.name);

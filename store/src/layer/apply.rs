@@ -76,9 +76,19 @@ pub struct ApplyStats {
 /// # Errors
 /// `InvalidArchive` if the archive breaks a rule, `NeedsLower` as [`ApplyOptions::lower`] says, `Storage` or `Stream` if the disk or
 /// the archive's source fails.
-pub fn apply(tar: &mut dyn Read, folder: &Path, options: &ApplyOptions<'_>) -> Result<ApplyStats, LayerError> {
-    let root = rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| LayerError::storage(folder.as_os_str().as_bytes(), "open the layer folder", error))?;
+pub fn apply(
+    tar: &mut dyn Read,
+    folder: &Path,
+    options: &ApplyOptions<'_>,
+) -> Result<ApplyStats, LayerError> {
+    let root = rustix::fs::open(
+        folder,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| {
+        LayerError::storage(folder.as_os_str().as_bytes(), "open the layer folder", error)
+    })?;
     let mut applier = Applier {
         root: Rc::new(root),
         options: *options,
@@ -125,18 +135,28 @@ impl Parent {
     }
 }
 
+/// The attributes of a directory below, for one that this layer implies.
+type Model = (Metadata, BTreeMap<Vec<u8>, Vec<u8>>);
+
 /// What an archive name asks for.
 enum Target<'a> {
     Root,
     Path(&'a [u8]),
-    Whiteout { parent: &'a [u8], name: &'a [u8] },
+    Whiteout {
+        parent: &'a [u8],
+        name: &'a [u8],
+    },
     Opaque(&'a [u8]),
     /// Bookkeeping of aufs, which is not part of an image.
     Ignored,
 }
 
 impl<'a> Applier<'a> {
-    fn entry<R: Read>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), LayerError> {
+    fn entry<R: Read>(
+        &mut self,
+        entry: &Entry,
+        reader: &mut TarReader<R>,
+    ) -> Result<(), LayerError> {
         let path = clean(&entry.path)?;
         match classify(&path)? {
             Target::Ignored => Ok(()),
@@ -155,7 +175,11 @@ impl<'a> Applier<'a> {
         if entry.kind != EntryKind::Directory {
             return Err(LayerError::invalid(&entry.path, "the root can only be a directory"));
         }
-        let owner = rustix::fs::fchown(&*self.root, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+        let owner = rustix::fs::fchown(
+            &*self.root,
+            Some(Uid::from_raw(entry.uid)),
+            Some(Gid::from_raw(entry.gid)),
+        );
         self.owner_result(owner, entry)?;
         let root = Rc::clone(&self.root);
         self.set_xattrs(entry, &entry.xattrs, |key, value| {
@@ -168,11 +192,13 @@ impl<'a> Applier<'a> {
     fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<(), LayerError> {
         let parent = self.parent(parent)?;
         let path = join(&parent.resolved, name);
-        let made = rustix::fs::mknodat(parent.fd(), name, FileType::CharacterDevice, Mode::empty(), 0);
+        let made =
+            rustix::fs::mknodat(parent.fd(), name, FileType::CharacterDevice, Mode::empty(), 0);
         match made {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => {
-                let existing = host::stat_at(parent.fd(), name).map_err(|e| LayerError::storage(&path, "look up", e))?;
+                let existing = host::stat_at(parent.fd(), name)
+                    .map_err(|e| LayerError::storage(&path, "look up", e))?;
                 // A whiteout speaks of lower layers only: what this layer has stays, and merely stops merging.
                 if existing.is_some_and(|metadata| metadata.is_directory()) {
                     let handle = self.open_child(&parent, name, &path)?;
@@ -193,34 +219,50 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    fn create<R: Read>(&mut self, path: &[u8], entry: &Entry, reader: &mut TarReader<R>) -> Result<(), LayerError> {
+    fn create<R: Read>(
+        &mut self,
+        path: &[u8],
+        entry: &Entry,
+        reader: &mut TarReader<R>,
+    ) -> Result<(), LayerError> {
         let (parent, name) = split(path);
         let parent = self.parent(parent)?;
         let resolved = join(&parent.resolved, name);
         match &entry.kind {
             EntryKind::Directory => self.directory(&parent, name, &resolved, entry),
             EntryKind::File { size } => {
-                let file = self.replacing(&parent, name, &resolved, |parent| create_file(parent.fd(), name))?;
+                let file = self
+                    .replacing(&parent, name, &resolved, |parent| create_file(parent.fd(), name))?;
                 self.fill_file(File::from(file), *size, entry, reader)
             }
             EntryKind::Symlink { target } => {
                 if target.is_empty() || target.contains(&0) {
-                    return Err(LayerError::invalid(&entry.path, "its symbolic link has no valid target"));
+                    return Err(LayerError::invalid(
+                        &entry.path,
+                        "its symbolic link has no valid target",
+                    ));
                 }
                 self.replacing(&parent, name, &resolved, |parent| {
                     rustix::fs::symlinkat(target.as_slice(), parent.fd(), name)
                 })?;
                 self.attributes_at(&parent, name, entry, false)
             }
-            EntryKind::HardLink { target } => self.hard_link(&parent, name, &resolved, target, entry),
+            EntryKind::HardLink { target } => {
+                self.hard_link(&parent, name, &resolved, target, entry)
+            }
             EntryKind::CharDevice { major: 0, minor: 0 } => {
                 // It would read as a whiteout, and hide files that the image has.
                 self.skip_device(entry);
                 Ok(())
             }
-            EntryKind::CharDevice { major, minor } => {
-                self.node(&parent, name, &resolved, FileType::CharacterDevice, (*major, *minor), entry)
-            }
+            EntryKind::CharDevice { major, minor } => self.node(
+                &parent,
+                name,
+                &resolved,
+                FileType::CharacterDevice,
+                (*major, *minor),
+                entry,
+            ),
             EntryKind::BlockDevice { major, minor } => {
                 self.node(&parent, name, &resolved, FileType::BlockDevice, (*major, *minor), entry)
             }
@@ -228,7 +270,13 @@ impl<'a> Applier<'a> {
         }
     }
 
-    fn directory(&mut self, parent: &Parent, name: &[u8], path: &[u8], entry: &Entry) -> Result<(), LayerError> {
+    fn directory(
+        &mut self,
+        parent: &Parent,
+        name: &[u8],
+        path: &[u8],
+        entry: &Entry,
+    ) -> Result<(), LayerError> {
         let fail = |error| LayerError::storage(path, "create the directory", error);
         if let Err(error) = rustix::fs::mkdirat(parent.fd(), name, Mode::RWXU) {
             if error != Errno::EXIST {
@@ -247,7 +295,9 @@ impl<'a> Applier<'a> {
             }
         }
         self.owner_at(parent, name, entry)?;
-        self.set_xattrs(entry, &entry.xattrs, |key, value| host::set_xattr_at(parent.fd(), name, key, value))?;
+        self.set_xattrs(entry, &entry.xattrs, |key, value| {
+            host::set_xattr_at(parent.fd(), name, key, value)
+        })?;
         self.directories.insert(path.to_vec(), (entry.mode, entry.mtime_seconds));
         Ok(())
     }
@@ -261,16 +311,22 @@ impl<'a> Applier<'a> {
     ) -> Result<(), LayerError> {
         if let Some(fragments) = reader.fragments() {
             let fragments = fragments.to_vec();
-            rustix::fs::ftruncate(&file, size).map_err(|error| LayerError::storage(&entry.path, "size the file", error))?;
+            rustix::fs::ftruncate(&file, size)
+                .map_err(|error| LayerError::storage(&entry.path, "size the file", error))?;
             for Fragment { offset, length } in fragments {
-                file.seek(SeekFrom::Start(offset)).map_err(|error| LayerError::storage(&entry.path, "write", error))?;
+                file.seek(SeekFrom::Start(offset))
+                    .map_err(|error| LayerError::storage(&entry.path, "write", error))?;
                 self.copy(&mut file, length, entry, reader)?;
             }
         } else {
             self.copy(&mut file, size, entry, reader)?;
         }
         // The order matters: changing the owner clears set-id bits and capabilities.
-        let owner = rustix::fs::fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+        let owner = rustix::fs::fchown(
+            &file,
+            Some(Uid::from_raw(entry.uid)),
+            Some(Gid::from_raw(entry.gid)),
+        );
         self.owner_result(owner, entry)?;
         self.set_xattrs(entry, &entry.xattrs, |key, value| {
             rustix::fs::fsetxattr(&file, key, value, XattrFlags::empty())
@@ -291,15 +347,23 @@ impl<'a> Applier<'a> {
         while remaining > 0 {
             let want = usize::try_from(remaining).unwrap_or(BUFFER).min(BUFFER);
             let count = match reader.read(&mut self.buffer[..want]) {
-                Ok(0) => return Err(LayerError::invalid(&entry.path, "its content is shorter than its size")),
+                Ok(0) => {
+                    return Err(LayerError::invalid(
+                        &entry.path,
+                        "its content is shorter than its size",
+                    ));
+                }
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                     return Err(LayerError::invalid(&entry.path, "the archive is cut short"));
                 }
-                Err(error) => return Err(LayerError::stream(&entry.path, "read the layer archive", error)),
+                Err(error) => {
+                    return Err(LayerError::stream(&entry.path, "read the layer archive", error));
+                }
             };
-            file.write_all(&self.buffer[..count]).map_err(|error| LayerError::storage(&entry.path, "write", error))?;
+            file.write_all(&self.buffer[..count])
+                .map_err(|error| LayerError::storage(&entry.path, "write", error))?;
             remaining -= count as u64;
             self.stats.content_bytes += count as u64;
         }
@@ -316,7 +380,10 @@ impl<'a> Applier<'a> {
     ) -> Result<(), LayerError> {
         let target = clean(target)?;
         if !matches!(classify(&target)?, Target::Path(_)) {
-            return Err(LayerError::invalid(&entry.path, "its hard link target cannot be part of an image"));
+            return Err(LayerError::invalid(
+                &entry.path,
+                "its hard link target cannot be part of an image",
+            ));
         }
         let (target_parent, target_name) = split(&target);
         let source = self.parent(target_parent)?;
@@ -327,7 +394,10 @@ impl<'a> Applier<'a> {
         let fail = |error| LayerError::storage(path, "create the hard link", error);
         match host::stat_at(source.fd(), target_name).map_err(fail)? {
             Some(metadata) if metadata.is_directory() || metadata.is_whiteout() => {
-                return Err(LayerError::invalid(&entry.path, "its hard link target is a directory or was removed"));
+                return Err(LayerError::invalid(
+                    &entry.path,
+                    "its hard link target is a directory or was removed",
+                ));
             }
             Some(_) => {}
             None => self.copy_up(&source, target_name, &source_path, entry)?,
@@ -338,14 +408,21 @@ impl<'a> Applier<'a> {
     }
 
     /// Copies a file of a lower layer into the folder, so that it can be linked to.
-    fn copy_up(&mut self, parent: &Parent, name: &[u8], path: &[u8], entry: &Entry) -> Result<(), LayerError> {
+    fn copy_up(
+        &mut self,
+        parent: &Parent,
+        name: &[u8],
+        path: &[u8],
+        entry: &Entry,
+    ) -> Result<(), LayerError> {
         let missing = || LayerError::invalid(&entry.path, "its hard link target does not exist");
         if self.is_hidden(&parent.resolved) {
             return Err(missing());
         }
         let lower = self.lower(path)?;
         let located = lower.lookup(path, Follow::None)?.ok_or_else(missing)?;
-        let Metadata { mode, uid, gid, size, mtime_seconds, device: (major, minor), .. } = located.metadata;
+        let Metadata { mode, uid, gid, size, mtime_seconds, device: (major, minor), .. } =
+            located.metadata;
         self.stats.links_to_lower += 1;
         let mut copy = Entry::new(path, EntryKind::Fifo, mode);
         (copy.uid, copy.gid, copy.mtime_seconds) = (uid, gid, mtime_seconds);
@@ -358,24 +435,39 @@ impl<'a> Applier<'a> {
                 let copied = std::io::copy(&mut content, &mut &file)
                     .map_err(|error| LayerError::storage(path, "copy from a lower layer", error))?;
                 if copied != size {
-                    return Err(LayerError::new(LayerErrorKind::Storage, show(path), "a lower layer changed while it was read"));
+                    return Err(LayerError::new(
+                        LayerErrorKind::Storage,
+                        show(path),
+                        "a lower layer changed while it was read",
+                    ));
                 }
             }
             FileKind::Symlink => {
                 let target = lower.read_link(&located)?;
-                rustix::fs::symlinkat(target, parent.fd(), name)
-                    .map_err(|error| LayerError::storage(path, "create the symbolic link", error))?;
+                rustix::fs::symlinkat(target, parent.fd(), name).map_err(|error| {
+                    LayerError::storage(path, "create the symbolic link", error)
+                })?;
                 return self.attributes_at(parent, name, &copy, false);
             }
             FileKind::CharDevice => {
-                return self.node(parent, name, path, FileType::CharacterDevice, (major, minor), &copy);
+                return self.node(
+                    parent,
+                    name,
+                    path,
+                    FileType::CharacterDevice,
+                    (major, minor),
+                    &copy,
+                );
             }
             FileKind::BlockDevice => {
                 return self.node(parent, name, path, FileType::BlockDevice, (major, minor), &copy);
             }
             FileKind::Fifo => return self.node(parent, name, path, FileType::Fifo, (0, 0), &copy),
             FileKind::Directory | FileKind::Socket => {
-                return Err(LayerError::invalid(&entry.path, "its hard link target is a directory"));
+                return Err(LayerError::invalid(
+                    &entry.path,
+                    "its hard link target is a directory",
+                ));
             }
         }
         self.attributes_at(parent, name, &copy, true)
@@ -426,23 +518,40 @@ impl<'a> Applier<'a> {
     }
 
     fn remove(&mut self, parent: &Parent, name: &[u8], path: &[u8]) -> Result<(), LayerError> {
-        host::remove_all(parent.fd(), name).map_err(|error| LayerError::storage(path, "replace", error))?;
+        host::remove_all(parent.fd(), name)
+            .map_err(|error| LayerError::storage(path, "replace", error))?;
         // The open directories may be below what is gone.
         self.parents.clear();
-        let is_gone = |other: &Vec<u8>| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+        let is_gone = |other: &Vec<u8>| {
+            other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
         self.directories.retain(|other, _| !is_gone(other));
         self.opaque.retain(|other| !is_gone(other));
         Ok(())
     }
 
     /// Sets owner, attributes, mode and time of something that is not open.
-    fn attributes_at(&mut self, parent: &Parent, name: &[u8], entry: &Entry, has_mode: bool) -> Result<(), LayerError> {
+    fn attributes_at(
+        &mut self,
+        parent: &Parent,
+        name: &[u8],
+        entry: &Entry,
+        has_mode: bool,
+    ) -> Result<(), LayerError> {
         self.owner_at(parent, name, entry)?;
-        self.set_xattrs(entry, &entry.xattrs, |key, value| host::set_xattr_at(parent.fd(), name, key, value))?;
+        self.set_xattrs(entry, &entry.xattrs, |key, value| {
+            host::set_xattr_at(parent.fd(), name, key, value)
+        })?;
         let fail = |error| LayerError::storage(&entry.path, "set the mode and time", error);
         if has_mode {
             // Only for what was just created here and is no symbolic link, which chmod would follow.
-            rustix::fs::chmodat(parent.fd(), name, Mode::from_raw_mode(entry.mode), AtFlags::empty()).map_err(fail)?;
+            rustix::fs::chmodat(
+                parent.fd(),
+                name,
+                Mode::from_raw_mode(entry.mode),
+                AtFlags::empty(),
+            )
+            .map_err(fail)?;
         }
         let times = host::times(clamp(entry.mtime_seconds), 0);
         rustix::fs::utimensat(parent.fd(), name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
@@ -450,7 +559,8 @@ impl<'a> Applier<'a> {
 
     fn owner_at(&mut self, parent: &Parent, name: &[u8], entry: &Entry) -> Result<(), LayerError> {
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        let owner = rustix::fs::chownat(parent.fd(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+        let owner =
+            rustix::fs::chownat(parent.fd(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
         self.owner_result(owner, entry)
     }
 
@@ -501,7 +611,11 @@ impl<'a> Applier<'a> {
 
     fn lower(&self, path: &[u8]) -> Result<&'a LayerStack, LayerError> {
         self.options.lower.ok_or_else(|| {
-            LayerError::new(LayerErrorKind::NeedsLower, show(path), "depends on the layers below, which were not given")
+            LayerError::new(
+                LayerErrorKind::NeedsLower,
+                show(path),
+                "depends on the layers below, which were not given",
+            )
         })
     }
 
@@ -518,12 +632,15 @@ impl<'a> Applier<'a> {
     }
 
     fn open_child(&self, parent: &Parent, name: &[u8], path: &[u8]) -> Result<OwnedFd, LayerError> {
-        host::open_directory_at(parent.fd(), name).map_err(|error| LayerError::storage(path, "open", error))
+        host::open_directory_at(parent.fd(), name)
+            .map_err(|error| LayerError::storage(path, "open", error))
     }
 
     /// Opens a directory, given as the archive spells it, making what is missing.
     fn parent(&mut self, spelled: &[u8]) -> Result<Parent, LayerError> {
-        let is_inside = |outer: &[u8]| spelled.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+        let is_inside = |outer: &[u8]| {
+            spelled.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
         while self.parents.last().is_some_and(|last| !is_inside(&last.spelled)) {
             self.parents.pop();
         }
@@ -543,9 +660,14 @@ impl<'a> Applier<'a> {
                 },
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                     let resolved = self.make_path(spelled)?;
-                    let handle = host::open_beneath(self.root.as_fd(), &resolved, OFlags::PATH | OFlags::DIRECTORY)
-                        .map_err(|error| LayerError::storage(&resolved, "open", error))?;
-                    let parent = Parent { spelled: spelled.to_vec(), resolved, handle: Rc::new(handle) };
+                    let handle = host::open_beneath(
+                        self.root.as_fd(),
+                        &resolved,
+                        OFlags::PATH | OFlags::DIRECTORY,
+                    )
+                    .map_err(|error| LayerError::storage(&resolved, "open", error))?;
+                    let parent =
+                        Parent { spelled: spelled.to_vec(), resolved, handle: Rc::new(handle) };
                     self.remember(parent.clone());
                     return Ok(parent);
                 }
@@ -576,12 +698,16 @@ impl<'a> Applier<'a> {
             let next = join(&path, &name);
             let fail = |error| LayerError::storage(&next, "look up", error);
             let directory =
-                host::open_beneath(self.root.as_fd(), &path, OFlags::PATH | OFlags::DIRECTORY).map_err(fail)?;
-            let parent = Parent { spelled: Vec::new(), resolved: path.clone(), handle: Rc::new(directory) };
+                host::open_beneath(self.root.as_fd(), &path, OFlags::PATH | OFlags::DIRECTORY)
+                    .map_err(fail)?;
+            let parent =
+                Parent { spelled: Vec::new(), resolved: path.clone(), handle: Rc::new(directory) };
             let link = match host::stat_at(parent.fd(), &name).map_err(fail)? {
                 Some(metadata) if metadata.is_directory() => None,
                 Some(metadata) if metadata.kind == FileKind::Symlink => Some(
-                    rustix::fs::readlinkat(parent.fd(), name.as_slice(), Vec::new()).map_err(fail)?.into_bytes(),
+                    rustix::fs::readlinkat(parent.fd(), name.as_slice(), Vec::new())
+                        .map_err(fail)?
+                        .into_bytes(),
                 ),
                 Some(metadata) if metadata.is_whiteout() => {
                     self.remove(&parent, &name, &next)?;
@@ -591,7 +717,10 @@ impl<'a> Applier<'a> {
                     None
                 }
                 Some(_) => {
-                    return Err(LayerError::invalid(spelled, format!("{} is not a directory", show(&next))));
+                    return Err(LayerError::invalid(
+                        spelled,
+                        format!("{} is not a directory", show(&next)),
+                    ));
                 }
                 None if self.is_hidden(&path) => {
                     self.imply(&parent, &name, &next, None)?;
@@ -601,11 +730,19 @@ impl<'a> Applier<'a> {
                     let lower = self.lower(spelled)?;
                     let below = lower.lookup(&next, Follow::None)?;
                     match below {
-                        Some(located) if located.metadata.kind == FileKind::Symlink => Some(lower.read_link(&located)?),
+                        Some(located) if located.metadata.kind == FileKind::Symlink => {
+                            Some(lower.read_link(&located)?)
+                        }
                         below => {
                             let model = below.filter(|located| located.metadata.is_directory());
-                            let xattrs = model.as_ref().map(|located| lower.xattrs(located)).transpose()?;
-                            self.imply(&parent, &name, &next, model.map(|m| m.metadata).zip(xattrs))?;
+                            let xattrs =
+                                model.as_ref().map(|located| lower.xattrs(located)).transpose()?;
+                            self.imply(
+                                &parent,
+                                &name,
+                                &next,
+                                model.map(|m| m.metadata).zip(xattrs),
+                            )?;
                             None
                         }
                     }
@@ -617,7 +754,10 @@ impl<'a> Applier<'a> {
             };
             links += 1;
             if links > MAX_LINKS {
-                return Err(LayerError::invalid(spelled, "it leads through too many symbolic links"));
+                return Err(LayerError::invalid(
+                    spelled,
+                    "it leads through too many symbolic links",
+                ));
             }
             if target.first() == Some(&b'/') {
                 path.clear();
@@ -633,7 +773,7 @@ impl<'a> Applier<'a> {
         parent: &Parent,
         name: &[u8],
         path: &[u8],
-        model: Option<(Metadata, BTreeMap<Vec<u8>, Vec<u8>>)>,
+        model: Option<Model>,
     ) -> Result<(), LayerError> {
         let mut entry = Entry::new(path, EntryKind::Directory, 0o755);
         if let Some((metadata, xattrs)) = model {
@@ -650,9 +790,11 @@ impl<'a> Applier<'a> {
         for (path, (mode, mtime_seconds)) in self.directories.iter().rev() {
             let fail = |error| LayerError::storage(path, "set the mode and time", error);
             let directory =
-                host::open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(fail)?;
+                host::open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY)
+                    .map_err(fail)?;
             rustix::fs::fchmod(&directory, Mode::from_raw_mode(*mode)).map_err(fail)?;
-            rustix::fs::futimens(&directory, &host::times(clamp(*mtime_seconds), 0)).map_err(fail)?;
+            rustix::fs::futimens(&directory, &host::times(clamp(*mtime_seconds), 0))
+                .map_err(fail)?;
         }
         Ok(self.stats)
     }

@@ -164,7 +164,9 @@ impl<P: Parts, R: BufRead> Read for Members<P, R> {
                         self.state = State::Inside(decoder);
                         return Ok(count);
                     }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => self.state = State::Inside(decoder),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                        self.state = State::Inside(decoder);
+                    }
                     Err(error) => return Err(error),
                 },
             }
@@ -269,7 +271,12 @@ impl<W: Write> Encoder<W> {
     ///
     /// # Errors
     /// Fails if the compressor cannot be made.
-    pub fn with_threads(out: W, compression: Compression, level: Option<i32>, threads: usize) -> io::Result<Self> {
+    pub fn with_threads(
+        out: W,
+        compression: Compression,
+        level: Option<i32>,
+        threads: usize,
+    ) -> io::Result<Self> {
         let inner = match compression {
             Compression::None => Inner::Plain(out),
             Compression::Gzip => Inner::Gzip(gzip::Encoder::new(out, level, threads)?),
@@ -358,7 +365,8 @@ impl<W: Write> ZstdEncoder<W> {
     }
 
     fn grow(&mut self) -> io::Result<()> {
-        let ZstdState::Small(out, buffer) = std::mem::replace(&mut self.state, ZstdState::Failed) else {
+        let ZstdState::Small(out, buffer) = std::mem::replace(&mut self.state, ZstdState::Failed)
+        else {
             return Err(failed());
         };
         let mut encoder = zstd::stream::write::Encoder::new(out, self.level)?;

@@ -58,8 +58,12 @@ pub fn write_folder<W: Write>(
     options: &DiffOptions,
 ) -> Result<DiffStats, LayerError> {
     let upper = LayerStack::open_folders([folder], options.overlay)?;
-    let root = rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| LayerError::storage(b"", "open the layer folder", error))?;
+    let root = rustix::fs::open(
+        folder,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| LayerError::storage(b"", "open the layer folder", error))?;
     let mut writer = Writer {
         upper,
         lowers,
@@ -131,14 +135,22 @@ impl<W: Write> Writer<'_, W> {
         Ok(())
     }
 
-    fn level(&self, path: &[u8], below: Option<&MergedDir>) -> Result<(Vec<u8>, Names), LayerError> {
+    fn level(
+        &self,
+        path: &[u8],
+        below: Option<&MergedDir>,
+    ) -> Result<(Vec<u8>, Names), LayerError> {
         let fail = |error| LayerError::storage(path, "read the directory", error);
         let directory = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let below = below.map(|below| self.lowers.enter(below)).transpose()?;
         let mut entries = Vec::new();
         for name in host::names(directory.as_fd()).map_err(fail)? {
             let Some(metadata) = host::stat_at(directory.as_fd(), &name).map_err(fail)? else {
-                return Err(LayerError::new(LayerErrorKind::Storage, show(path), "changed while it was read"));
+                return Err(LayerError::new(
+                    LayerErrorKind::Storage,
+                    show(path),
+                    "changed while it was read",
+                ));
             };
             let below = match &below {
                 Some(below) => self.lowers.child(below, &name).map_err(fail)?,
@@ -163,15 +175,25 @@ impl<W: Write> Writer<'_, W> {
         match read(overlay.opaque())?.as_deref() {
             None => Ok(false),
             Some(b"y") => Ok(true),
-            Some(_) => Err(unsupported(path, "holds whiteouts in a form that cannot be read; mount the layers plainly")),
+            Some(_) => Err(unsupported(
+                path,
+                "holds whiteouts in a form that cannot be read; mount the layers plainly",
+            )),
         }
     }
 
     /// An opaque directory that the layers below have too: the difference between the two trees.
     fn opaque(&mut self, path: &[u8], below: Option<MergedDir>) -> Result<(), LayerError> {
-        let Some(root) = self.upper.resolve(path, super::Follow::None)?.and_then(|(path, child)| child.directory(&path))
+        let Some(root) = self
+            .upper
+            .resolve(path, super::Follow::None)?
+            .and_then(|(path, child)| child.directory(&path))
         else {
-            return Err(LayerError::new(LayerErrorKind::Storage, show(path), "vanished while it was read"));
+            return Err(LayerError::new(
+                LayerErrorKind::Storage,
+                show(path),
+                "vanished while it was read",
+            ));
         };
         let mut levels = vec![self.merged_level(path, Some(&root), below.as_ref())?];
         while let Some((parent, names)) = levels.last_mut() {
@@ -210,19 +232,26 @@ impl<W: Write> Writer<'_, W> {
         below: Option<&MergedDir>,
     ) -> Result<(Vec<u8>, MergedNames), LayerError> {
         let mut merged: BTreeMap<Vec<u8>, (Option<Child>, Option<Child>)> = BTreeMap::new();
-        for (name, child) in upper.map(|upper| self.upper.children(upper)).transpose()?.unwrap_or_default() {
+        for (name, child) in
+            upper.map(|upper| self.upper.children(upper)).transpose()?.unwrap_or_default()
+        {
             merged.entry(name).or_default().0 = Some(child);
         }
-        for (name, child) in below.map(|below| self.lowers.children(below)).transpose()?.unwrap_or_default() {
+        for (name, child) in
+            below.map(|below| self.lowers.children(below)).transpose()?.unwrap_or_default()
+        {
             merged.entry(name).or_default().1 = Some(child);
         }
-        let merged: Vec<_> = merged.into_iter().map(|(name, (upper, below))| (name, upper, below)).collect();
+        let merged: Vec<_> =
+            merged.into_iter().map(|(name, (upper, below))| (name, upper, below)).collect();
         Ok((path.to_vec(), merged.into_iter()))
     }
 
     fn whiteout(&mut self, path: &[u8]) -> Result<(), LayerError> {
         self.list_parents(path)?;
-        self.tar.whiteout(path).map_err(|error| LayerError::stream(path, "write the layer archive", error))?;
+        self.tar
+            .whiteout(path)
+            .map_err(|error| LayerError::stream(path, "write the layer archive", error))?;
         self.stats.entries += 1;
         self.stats.whiteouts += 1;
         Ok(())
@@ -257,7 +286,12 @@ impl<W: Write> Writer<'_, W> {
         }
     }
 
-    fn write(&mut self, path: &[u8], metadata: &Metadata, link: Option<Vec<u8>>) -> Result<(), LayerError> {
+    fn write(
+        &mut self,
+        path: &[u8],
+        metadata: &Metadata,
+        link: Option<Vec<u8>>,
+    ) -> Result<(), LayerError> {
         let (major, minor) = metadata.device;
         let mut file = None;
         let kind = match (metadata.kind, link) {
@@ -280,11 +314,13 @@ impl<W: Write> Writer<'_, W> {
         };
         let mut entry = Entry::new(path, kind, metadata.mode);
         (entry.uid, entry.gid) = (metadata.uid, metadata.gid);
-        entry.mtime_seconds = metadata.mtime_seconds.min(self.options.clamp_mtime.unwrap_or(i64::MAX));
+        entry.mtime_seconds =
+            metadata.mtime_seconds.min(self.options.clamp_mtime.unwrap_or(i64::MAX));
         if let Some(file) = &file {
             entry.xattrs = self.xattrs(path, file)?;
         } else if metadata.is_directory() && self.options.keep_user_xattrs {
-            entry.xattrs = self.xattrs(path, &File::from(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?))?;
+            entry.xattrs = self
+                .xattrs(path, &File::from(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?))?;
         }
         if metadata.is_directory() {
             // Before the parents, as it would be found missing again on the way back.
@@ -325,7 +361,8 @@ impl<W: Write> Writer<'_, W> {
         let fail = |error| LayerError::storage(path, "read the extended attributes", error);
         let mut xattrs = BTreeMap::new();
         let mut keep = |name: &[u8]| -> Result<(), Errno> {
-            if let Some(value) = host::xattr(file.as_fd(), name)?.filter(|value| !value.is_empty()) {
+            if let Some(value) = host::xattr(file.as_fd(), name)?.filter(|value| !value.is_empty())
+            {
                 xattrs.insert(name.to_vec(), value);
             }
             Ok(())
@@ -365,8 +402,9 @@ impl<W: Write> Writer<'_, W> {
             FileKind::File => {
                 let (ours, theirs) = (self.open_file(path)?, self.lowers.open(&located)?);
                 let capability = |file: &File| {
-                    host::xattr(file.as_fd(), b"security.capability")
-                        .map_err(|error| LayerError::storage(path, "read the extended attributes", error))
+                    host::xattr(file.as_fd(), b"security.capability").map_err(|error| {
+                        LayerError::storage(path, "read the extended attributes", error)
+                    })
                 };
                 if capability(&ours)? != capability(&theirs)? {
                     return Ok(false);
@@ -374,7 +412,9 @@ impl<W: Write> Writer<'_, W> {
                 if upper.mtime_nanoseconds != 0 || upper.size == 0 {
                     return Ok(true);
                 }
-                same_content(ours, theirs).map_err(|error| LayerError::storage(path, "compare with the layers below", error))
+                same_content(ours, theirs).map_err(|error| {
+                    LayerError::storage(path, "compare with the layers below", error)
+                })
             }
             FileKind::Symlink if upper.mtime_nanoseconds == 0 => {
                 Ok(self.read_link(path)? == self.lowers.read_link(&located)?)
@@ -389,7 +429,8 @@ impl<W: Write> Writer<'_, W> {
     }
 
     fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, LayerError> {
-        host::open_beneath(self.root.as_fd(), path, flags).map_err(|error| LayerError::storage(path, "open", error))
+        host::open_beneath(self.root.as_fd(), path, flags)
+            .map_err(|error| LayerError::storage(path, "open", error))
     }
 
     fn open_file(&self, path: &[u8]) -> Result<File, LayerError> {
@@ -397,7 +438,10 @@ impl<W: Write> Writer<'_, W> {
         let metacopy = host::xattr(file.as_fd(), self.options.overlay.metacopy().as_bytes())
             .map_err(|error| LayerError::storage(path, "read the extended attributes", error))?;
         if metacopy.is_some() {
-            return Err(unsupported(path, "has its content in a lower layer; mount with metacopy=off"));
+            return Err(unsupported(
+                path,
+                "has its content in a lower layer; mount with metacopy=off",
+            ));
         }
         Ok(File::from(file))
     }

@@ -11,21 +11,39 @@ use super::stack::{FileKind, Metadata};
 const PATH_STEP: usize = 3500;
 
 /// Opens a path inside `root` (empty for the root itself) without following any symbolic link.
-pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open_beneath(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let mut held: Option<OwnedFd> = None;
     let mut rest = path;
     while rest.len() > PATH_STEP {
-        let Some(at) = rest[..PATH_STEP].iter().rposition(|&b| b == b'/') else { return Err(Errno::NAMETOOLONG) };
+        let Some(at) = rest[..PATH_STEP].iter().rposition(|&b| b == b'/') else {
+            return Err(Errno::NAMETOOLONG);
+        };
         let from = held.as_ref().map_or(root, AsFd::as_fd);
         held = Some(open_step(from, &rest[..at], OFlags::PATH | OFlags::DIRECTORY)?);
         rest = &rest[at + 1..];
     }
-    open_step(held.as_ref().map_or(root, AsFd::as_fd), if rest.is_empty() { b"." } else { rest }, flags)
+    open_step(
+        held.as_ref().map_or(root, AsFd::as_fd),
+        if rest.is_empty() { b"." } else { rest },
+        flags,
+    )
 }
 
 fn open_step(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    retry(|| rustix::fs::openat2(from, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve))
+    retry(|| {
+        rustix::fs::openat2(
+            from,
+            path,
+            flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        )
+    })
 }
 
 /// `openat2` answers EAGAIN when a rename elsewhere races with it, and EINTR on signals.
@@ -82,6 +100,7 @@ fn metadata(stat: &Stat) -> Metadata {
         mtime_seconds: stat.st_mtime,
         mtime_nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
         device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
+        #[expect(clippy::useless_conversion, reason = "the width of st_nlink differs between architectures")]
         links: u64::from(stat.st_nlink),
         inode: stat.st_ino,
         file_system: stat.st_dev,
@@ -126,7 +145,11 @@ pub(super) fn xattr_names(file: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
         match rustix::fs::flistxattr(file, list.as_mut_slice()) {
             Ok(length) => {
                 list.truncate(length);
-                return Ok(list.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect());
+                return Ok(list
+                    .split(|&b| b == 0)
+                    .filter(|name| !name.is_empty())
+                    .map(<[u8]>::to_vec)
+                    .collect());
             }
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
             Err(Errno::RANGE) if list.len() < 1 << 16 => list.resize(1 << 16, 0),
@@ -138,8 +161,18 @@ pub(super) fn xattr_names(file: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
 /// Sets an extended attribute of anything, symbolic links and devices included, without following or opening it.
 ///
 /// `/proc/self/fd` names exactly the inode of a descriptor opened with `O_PATH`.
-pub(super) fn set_xattr_at(parent: BorrowedFd<'_>, name: &[u8], key: &[u8], value: &[u8]) -> Result<(), Errno> {
-    let handle = rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+pub(super) fn set_xattr_at(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    key: &[u8],
+    value: &[u8],
+) -> Result<(), Errno> {
+    let handle = rustix::fs::openat(
+        parent,
+        name,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     rustix::fs::setxattr(path, key, value, rustix::fs::XattrFlags::empty())
 }

@@ -73,7 +73,10 @@ impl<R: Read> TarReader<R> {
         loop {
             let Some(header) = self.header()? else {
                 if extended.any {
-                    return Err(LayerError::invalid(&self.path, "it ends after an extended header"));
+                    return Err(LayerError::invalid(
+                        &self.path,
+                        "it ends after an extended header",
+                    ));
                 }
                 self.drain()?;
                 return Ok(None);
@@ -110,7 +113,11 @@ impl<R: Read> TarReader<R> {
 
     fn failed(&self, error: io::Error) -> LayerError {
         if error.kind() == io::ErrorKind::UnexpectedEof {
-            return LayerError::new(LayerErrorKind::InvalidArchive, super::show(&self.path), "the layer archive is cut short");
+            return LayerError::new(
+                LayerErrorKind::InvalidArchive,
+                super::show(&self.path),
+                "the layer archive is cut short",
+            );
         }
         LayerError::stream(&self.path, "read the layer archive", error)
     }
@@ -155,7 +162,8 @@ impl<R: Read> TarReader<R> {
         let rest = self.remaining + self.padding as u64;
         self.remaining = 0;
         self.padding = 0;
-        let skipped = io::copy(&mut (&mut self.input).take(rest), &mut io::sink()).map_err(|error| self.failed(error))?;
+        let skipped = io::copy(&mut (&mut self.input).take(rest), &mut io::sink())
+            .map_err(|error| self.failed(error))?;
         if skipped < rest {
             return Err(self.failed(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -169,7 +177,8 @@ impl<R: Read> TarReader<R> {
     }
 
     fn extended_body(&mut self, header: &Header) -> Result<Vec<u8>, LayerError> {
-        let size = header.size().ok_or_else(|| self.invalid("an extended header has a bad size"))?;
+        let size =
+            header.size().ok_or_else(|| self.invalid("an extended header has a bad size"))?;
         if size > MAX_EXTENDED_HEADER {
             return Err(self.invalid("an extended header is larger than 1 MiB"));
         }
@@ -189,7 +198,8 @@ impl<R: Read> TarReader<R> {
         while !rest.is_empty() {
             let bad = || self.invalid("a PAX extended header is malformed");
             let space = rest.iter().position(|&b| b == b' ').ok_or_else(bad)?;
-            let length = decimal(&rest[..space]).and_then(|n| usize::try_from(n).ok()).ok_or_else(bad)?;
+            let length =
+                decimal(&rest[..space]).and_then(|n| usize::try_from(n).ok()).ok_or_else(bad)?;
             if length > rest.len() || length < space + 3 || rest[length - 1] != b'\n' {
                 return Err(bad());
             }
@@ -201,10 +211,14 @@ impl<R: Read> TarReader<R> {
                 return Err(bad());
             }
             match key {
-                b"path" | b"linkpath" | b"uname" | b"gname" | b"GNU.sparse.name" if value.contains(&0) => return Err(bad()),
+                b"path" | b"linkpath" | b"uname" | b"gname" | b"GNU.sparse.name"
+                    if value.contains(&0) =>
+                {
+                    return Err(bad());
+                }
                 b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
                     // The two keys take turns, offset first.
-                    if (extended.sparse_map.len() % 2 == 0) != (key == b"GNU.sparse.offset")
+                    if extended.sparse_map.len().is_multiple_of(2) != (key == b"GNU.sparse.offset")
                         || extended.sparse_map.len() >= 2 * MAX_FRAGMENTS
                     {
                         return Err(bad());
@@ -228,11 +242,15 @@ impl<R: Read> TarReader<R> {
             .or_else(|| extended.long_name.clone())
             .unwrap_or_else(|| header.name());
         self.path = path.clone();
-        let link =
-            record(b"linkpath").cloned().or_else(|| extended.long_link.clone()).unwrap_or_else(|| header.link().to_vec());
+        let link = record(b"linkpath")
+            .cloned()
+            .or_else(|| extended.long_link.clone())
+            .unwrap_or_else(|| header.link().to_vec());
 
         let number = |key: &[u8], field: Option<u64>, what: &str| match record(key) {
-            Some(text) => decimal(text).ok_or_else(|| self.invalid(format!("its PAX {what} is malformed"))),
+            Some(text) => {
+                decimal(text).ok_or_else(|| self.invalid(format!("its PAX {what} is malformed")))
+            }
             None => field.ok_or_else(|| self.invalid(format!("its {what} is malformed"))),
         };
         let stored = number(b"size", header.size(), "size")?;
@@ -240,8 +258,12 @@ impl<R: Read> TarReader<R> {
         let gid = number(b"gid", header.number(116..124), "gid")?;
         let mode = header.number(100..108).ok_or_else(|| self.invalid("its mode is malformed"))?;
         let mtime_seconds = match record(b"mtime") {
-            Some(text) => seconds(text).ok_or_else(|| self.invalid("its PAX mtime is malformed"))?,
-            None => header.signed(136..148).ok_or_else(|| self.invalid("its mtime is malformed"))?,
+            Some(text) => {
+                seconds(text).ok_or_else(|| self.invalid("its PAX mtime is malformed"))?
+            }
+            None => {
+                header.signed(136..148).ok_or_else(|| self.invalid("its mtime is malformed"))?
+            }
         };
         let id = |id: u64, what: &str| {
             // The all-ones id means "leave it alone" to the kernel and must not be reachable from an archive.
@@ -251,8 +273,14 @@ impl<R: Read> TarReader<R> {
         let (uid, gid) = (id(uid, "uid")?, id(gid, "gid")?);
 
         let device = || -> Result<(u32, u32), LayerError> {
-            let major = header.number(329..337).and_then(|n| u32::try_from(n).ok()).filter(|&n| n < 1 << 12);
-            let minor = header.number(337..345).and_then(|n| u32::try_from(n).ok()).filter(|&n| n < 1 << 20);
+            let major = header
+                .number(329..337)
+                .and_then(|n| u32::try_from(n).ok())
+                .filter(|&n| n < 1 << 12);
+            let minor = header
+                .number(337..345)
+                .and_then(|n| u32::try_from(n).ok())
+                .filter(|&n| n < 1 << 20);
             major.zip(minor).ok_or_else(|| self.invalid("its device number is out of range"))
         };
         let is_file = matches!(header.type_flag(), b'0' | 0 | b'7' | b'S');
@@ -266,7 +294,9 @@ impl<R: Read> TarReader<R> {
             b'4' => device().map(|(major, minor)| EntryKind::BlockDevice { major, minor })?,
             b'5' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
-            other => return Err(self.invalid(format!("unknown entry type '{}'", other.escape_ascii()))),
+            other => {
+                return Err(self.invalid(format!("unknown entry type '{}'", other.escape_ascii())));
+            }
         };
         let xattrs = self.xattrs(&extended)?;
 
@@ -307,11 +337,17 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Returns the real size and the fragments of a sparse file, reading the maps that lie in the content.
-    fn sparse_map(&mut self, header: &Header, extended: &Extended) -> Result<Option<(u64, Vec<Fragment>)>, LayerError> {
+    fn sparse_map(
+        &mut self,
+        header: &Header,
+        extended: &Extended,
+    ) -> Result<Option<(u64, Vec<Fragment>)>, LayerError> {
         let record = |key: &[u8]| extended.records.get(key).map(Vec::as_slice);
         let (real, numbers) = if header.type_flag() == b'S' {
             self.old_gnu_map(header)?
-        } else if record(b"GNU.sparse.major") == Some(b"1") && record(b"GNU.sparse.minor") == Some(b"0") {
+        } else if record(b"GNU.sparse.major") == Some(b"1")
+            && record(b"GNU.sparse.minor") == Some(b"0")
+        {
             let real = record(b"GNU.sparse.realsize").and_then(decimal);
             (real.ok_or_else(|| self.invalid("its sparse size is malformed"))?, self.leading_map()?)
         } else if record(b"GNU.sparse.major").is_some() {
@@ -326,13 +362,19 @@ impl<R: Read> TarReader<R> {
             real.zip(numbers).ok_or_else(|| self.invalid("its sparse map is malformed"))?
         } else if !extended.sparse_map.is_empty() {
             let real = record(b"GNU.sparse.size").and_then(decimal);
-            (real.ok_or_else(|| self.invalid("its sparse size is malformed"))?, extended.sparse_map.clone())
+            (
+                real.ok_or_else(|| self.invalid("its sparse size is malformed"))?,
+                extended.sparse_map.clone(),
+            )
         } else {
             return Ok(None);
         };
 
         let bad = || self.invalid("its sparse map is malformed");
-        if numbers.len() % 2 != 0 || numbers.len() > 2 * MAX_FRAGMENTS || i64::try_from(real).is_err() {
+        if !numbers.len().is_multiple_of(2)
+            || numbers.len() > 2 * MAX_FRAGMENTS
+            || i64::try_from(real).is_err()
+        {
             return Err(bad());
         }
         let mut end = 0;
@@ -397,11 +439,14 @@ impl<R: Read> TarReader<R> {
             let mut at = 0;
             while count.is_none_or(|count| numbers.len() < count) {
                 let Some(end) = text[at..].iter().position(|&b| b == b'\n') else { break };
-                let number = decimal(&text[at..at + end]).ok_or_else(|| self.invalid("its sparse map is malformed"))?;
+                let number = decimal(&text[at..at + end])
+                    .ok_or_else(|| self.invalid("its sparse map is malformed"))?;
                 at += end + 1;
                 if count.is_none() {
-                    let pairs = usize::try_from(number).ok().filter(|&pairs| pairs <= MAX_FRAGMENTS);
-                    count = Some(2 * pairs.ok_or_else(|| self.invalid("its sparse map is too large"))?);
+                    let pairs =
+                        usize::try_from(number).ok().filter(|&pairs| pairs <= MAX_FRAGMENTS);
+                    count =
+                        Some(2 * pairs.ok_or_else(|| self.invalid("its sparse map is too large"))?);
                 } else {
                     numbers.push(number);
                 }
@@ -445,7 +490,8 @@ impl Header {
         // Only POSIX ustar has a prefix; GNU keeps other fields there. An xstar header ends its prefix early.
         let is_ustar = &self.0[257..263] == b"ustar\0";
         let is_star = is_ustar && &self.0[508..512] == b"tar\0";
-        let prefix = if is_star { c_string(&self.0[345..476]) } else { c_string(&self.0[345..500]) };
+        let prefix =
+            if is_star { c_string(&self.0[345..476]) } else { c_string(&self.0[345..500]) };
         if is_ustar && !prefix.is_empty() { super::join(prefix, name) } else { name.to_vec() }
     }
 
@@ -469,7 +515,10 @@ impl Header {
     /// The sum of all bytes with the checksum field as spaces; ancient writers summed signed bytes.
     fn checksum(&self, signed: bool) -> i64 {
         let sum = |bytes: &[u8]| -> i64 {
-            bytes.iter().map(|&b| if signed { i64::from(b.cast_signed()) } else { i64::from(b) }).sum()
+            bytes
+                .iter()
+                .map(|&b| if signed { i64::from(b.cast_signed()) } else { i64::from(b) })
+                .sum()
         };
         sum(&self.0[..148]) + sum(&self.0[156..]) + 8 * i64::from(b' ')
     }
@@ -518,7 +567,10 @@ fn seconds(text: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = whole.strip_prefix('-').unwrap_or(whole);
-    if !digits.bytes().all(|b| b.is_ascii_digit()) || !fraction.bytes().all(|b| b.is_ascii_digit()) || text.is_empty() {
+    if !digits.bytes().all(|b| b.is_ascii_digit())
+        || !fraction.bytes().all(|b| b.is_ascii_digit())
+        || text.is_empty()
+    {
         return None;
     }
     let value: i64 = if digits.is_empty() { 0 } else { whole.parse().ok()? };

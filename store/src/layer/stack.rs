@@ -155,7 +155,9 @@ pub(super) struct Child {
 impl Child {
     /// Returns the merged directory at `path` if this is one.
     pub(super) fn directory(&self, path: &[u8]) -> Option<MergedDir> {
-        self.metadata.is_directory().then(|| MergedDir { path: path.to_vec(), layers: self.layers.clone() })
+        self.metadata
+            .is_directory()
+            .then(|| MergedDir { path: path.to_vec(), layers: self.layers.clone() })
     }
 }
 
@@ -172,8 +174,9 @@ impl LayerStack {
         for folder in folders {
             let folder = folder.as_ref().to_path_buf();
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = rustix::fs::open(&folder, flags, Mode::empty())
-                .map_err(|error| LayerError::storage(folder.as_os_str().as_bytes(), "open the layer folder", error))?;
+            let root = rustix::fs::open(&folder, flags, Mode::empty()).map_err(|error| {
+                LayerError::storage(folder.as_os_str().as_bytes(), "open the layer folder", error)
+            })?;
             layers.push(Layer { folder, root });
         }
         Ok(Self { layers: layers.into(), overlay })
@@ -213,13 +216,24 @@ impl LayerStack {
     /// Fails if the path is absent or is not a directory, or when the disk fails.
     pub fn read_dir(&self, path: &[u8]) -> Result<Vec<Located>, LayerError> {
         let Some((resolved, child)) = self.resolve(path, Follow::All)? else {
-            return Err(LayerError::new(LayerErrorKind::NotFound, show(path), "no such directory in the layers below"));
+            return Err(LayerError::new(
+                LayerErrorKind::NotFound,
+                show(path),
+                "no such directory in the layers below",
+            ));
         };
         let Some(directory) = child.directory(&resolved) else {
-            return Err(LayerError::new(LayerErrorKind::NotFound, show(path), "is not a directory"));
+            return Err(LayerError::new(
+                LayerErrorKind::NotFound,
+                show(path),
+                "is not a directory",
+            ));
         };
         let entries = self.children(&directory)?;
-        Ok(entries.into_iter().map(|(name, child)| self.locate(join(&directory.path, &name), &child)).collect())
+        Ok(entries
+            .into_iter()
+            .map(|(name, child)| self.locate(join(&directory.path, &name), &child))
+            .collect())
     }
 
     /// Visits everything below a directory (not the directory itself), parents before children, each directory in byte order.
@@ -232,10 +246,20 @@ impl LayerStack {
         mut visitor: impl FnMut(&Located) -> Result<Walk, E>,
     ) -> Result<(), E> {
         let Some((resolved, child)) = self.resolve(path, Follow::All)? else {
-            return Err(LayerError::new(LayerErrorKind::NotFound, show(path), "no such directory in the layers").into());
+            return Err(LayerError::new(
+                LayerErrorKind::NotFound,
+                show(path),
+                "no such directory in the layers",
+            )
+            .into());
         };
         let Some(directory) = child.directory(&resolved) else {
-            return Err(LayerError::new(LayerErrorKind::NotFound, show(path), "is not a directory").into());
+            return Err(LayerError::new(
+                LayerErrorKind::NotFound,
+                show(path),
+                "is not a directory",
+            )
+            .into());
         };
         // An explicit stack: image trees may be deeper than the thread's stack allows.
         let mut levels = vec![(directory.path.clone(), self.children(&directory)?.into_iter())];
@@ -260,7 +284,11 @@ impl LayerStack {
     /// Fails if it is not a regular file, or is gone.
     pub fn open(&self, located: &Located) -> Result<File, LayerError> {
         if located.metadata.kind != FileKind::File {
-            return Err(LayerError::new(LayerErrorKind::Unsupported, show(&located.path), "is not a regular file"));
+            return Err(LayerError::new(
+                LayerErrorKind::Unsupported,
+                show(&located.path),
+                "is not a regular file",
+            ));
         }
         let file = self.open_as(located, OFlags::RDONLY | OFlags::NONBLOCK)?;
         Ok(File::from(file))
@@ -281,12 +309,16 @@ impl LayerStack {
     ///
     /// # Errors
     /// Fails when the disk does.
-    pub fn xattrs(&self, located: &Located) -> Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>>, LayerError> {
+    pub fn xattrs(
+        &self,
+        located: &Located,
+    ) -> Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>>, LayerError> {
         let mut xattrs = std::collections::BTreeMap::new();
         if !matches!(located.metadata.kind, FileKind::File | FileKind::Directory) {
             return Ok(xattrs);
         }
-        let fail = |error| LayerError::storage(&located.path, "read the extended attributes", error);
+        let fail =
+            |error| LayerError::storage(&located.path, "read the extended attributes", error);
         let file = self.open_as(located, OFlags::RDONLY | OFlags::NONBLOCK)?;
         for name in host::xattr_names(file.as_fd()).map_err(fail)? {
             if is_overlay_xattr(&name) {
@@ -301,7 +333,11 @@ impl LayerStack {
 
     fn open_as(&self, located: &Located, flags: OFlags) -> Result<OwnedFd, LayerError> {
         let layer = self.layers.get(located.layer).ok_or_else(|| {
-            LayerError::new(LayerErrorKind::NotFound, show(&located.path), "was found in another stack of layers")
+            LayerError::new(
+                LayerErrorKind::NotFound,
+                show(&located.path),
+                "was found in another stack of layers",
+            )
         })?;
         host::open_beneath(layer.root.as_fd(), &located.path, flags)
             .map_err(|error| LayerError::storage(&located.path, "open", error))
@@ -318,7 +354,10 @@ impl LayerStack {
         let mut layers = Vec::new();
         for (index, layer) in self.layers.iter().enumerate().rev() {
             layers.push(index);
-            if self.is_opaque(&layer.root).map_err(|error| LayerError::storage(b"", "read the layer folder", error))? {
+            if self
+                .is_opaque(&layer.root)
+                .map_err(|error| LayerError::storage(b"", "read the layer folder", error))?
+            {
                 break;
             }
         }
@@ -333,8 +372,9 @@ impl LayerStack {
         let mut parts = Vec::with_capacity(directory.layers.len());
         for &index in &directory.layers {
             let root = self.layers[index].root.as_fd();
-            let part = host::open_beneath(root, &directory.path, OFlags::RDONLY | OFlags::DIRECTORY)
-                .map_err(|error| LayerError::storage(&directory.path, "open", error))?;
+            let part =
+                host::open_beneath(root, &directory.path, OFlags::RDONLY | OFlags::DIRECTORY)
+                    .map_err(|error| LayerError::storage(&directory.path, "open", error))?;
             parts.push((index, part));
         }
         Ok(OpenDir { parts })
@@ -351,7 +391,10 @@ impl LayerStack {
                 }
                 break;
             }
-            found.get_or_insert_with(|| Child { layer: *index, metadata, layers: Vec::new() }).layers.push(*index);
+            found
+                .get_or_insert_with(|| Child { layer: *index, metadata, layers: Vec::new() })
+                .layers
+                .push(*index);
             let handle = host::open_directory_at(part.as_fd(), name)?;
             if self.is_opaque(&handle)? {
                 break;
@@ -361,7 +404,10 @@ impl LayerStack {
     }
 
     /// Returns the entries of a merged directory, sorted by name.
-    pub(super) fn children(&self, directory: &MergedDir) -> Result<Vec<(Vec<u8>, Child)>, LayerError> {
+    pub(super) fn children(
+        &self,
+        directory: &MergedDir,
+    ) -> Result<Vec<(Vec<u8>, Child)>, LayerError> {
         let fail = |error| LayerError::storage(&directory.path, "read the directory", error);
         let open = self.enter(directory)?;
         let mut names = Vec::new();
@@ -382,11 +428,16 @@ impl LayerStack {
     }
 
     fn is_opaque(&self, directory: &OwnedFd) -> Result<bool, Errno> {
-        Ok(host::xattr(directory.as_fd(), self.overlay.opaque().as_bytes())?.as_deref() == Some(b"y"))
+        Ok(host::xattr(directory.as_fd(), self.overlay.opaque().as_bytes())?.as_deref()
+            == Some(b"y"))
     }
 
     /// Walks a path component by component.
-    pub(super) fn resolve(&self, path: &[u8], follow: Follow) -> Result<Option<(Vec<u8>, Child)>, LayerError> {
+    pub(super) fn resolve(
+        &self,
+        path: &[u8],
+        follow: Follow,
+    ) -> Result<Option<(Vec<u8>, Child)>, LayerError> {
         let Some(root) = self.root()? else { return Ok(None) };
         // Directories from the root to where the walk is; ".." pops.
         let mut trail: Vec<(Vec<u8>, Child)> = vec![(Vec::new(), root)];
@@ -403,7 +454,9 @@ impl LayerStack {
             let Some(directory) = here.directory(parent) else { return Ok(None) };
             let open = self.enter(&directory)?;
             let path = join(parent, &name);
-            let found = self.child(&open, &name).map_err(|error| LayerError::storage(&path, "look up", error))?;
+            let found = self
+                .child(&open, &name)
+                .map_err(|error| LayerError::storage(&path, "look up", error))?;
             let Some(child) = found else { return Ok(None) };
             let follows = match follow {
                 Follow::All => true,
@@ -416,7 +469,11 @@ impl LayerStack {
             }
             links += 1;
             if links > MAX_LINKS {
-                return Err(LayerError::new(LayerErrorKind::NotFound, show(&path), "leads through too many symbolic links"));
+                return Err(LayerError::new(
+                    LayerErrorKind::NotFound,
+                    show(&path),
+                    "leads through too many symbolic links",
+                ));
             }
             let target = self.read_link(&self.locate(path, &child))?;
             if target.first() == Some(&b'/') {

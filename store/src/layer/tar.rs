@@ -76,7 +76,15 @@ pub struct Entry {
 impl Entry {
     /// Returns an entry owned by root, dated 1970, without extended attributes.
     pub fn new(path: impl Into<Vec<u8>>, kind: EntryKind, mode: u32) -> Self {
-        Self { path: path.into(), kind, mode, uid: 0, gid: 0, mtime_seconds: 0, xattrs: BTreeMap::new() }
+        Self {
+            path: path.into(),
+            kind,
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime_seconds: 0,
+            xattrs: BTreeMap::new(),
+        }
     }
 
     fn size(&self) -> u64 {
@@ -171,7 +179,10 @@ impl<W: Write> TarWriter<W> {
             let want = usize::try_from(remaining).unwrap_or(COPY_BUFFER).min(COPY_BUFFER);
             match content.read(&mut self.buffer[..want]) {
                 Ok(0) => {
-                    let text = format!("\"{}\" became shorter while it was read", entry.path.escape_ascii());
+                    let text = format!(
+                        "\"{}\" became shorter while it was read",
+                        entry.path.escape_ascii()
+                    );
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
                 }
                 Ok(count) => {
@@ -226,7 +237,9 @@ fn encode(entry: &Entry) -> io::Result<Vec<u8>> {
         return Err(unencodable(entry, "its name or link target is empty or contains a zero byte"));
     }
     let (major, minor) = match entry.kind {
-        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => (major, minor),
+        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
+            (major, minor)
+        }
         _ => (0, 0),
     };
     if !fits(8, major.into()) || !fits(8, minor.into()) {
@@ -246,7 +259,10 @@ fn encode(entry: &Entry) -> io::Result<Vec<u8>> {
 }
 
 fn unencodable(entry: &Entry, why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("cannot archive \"{}\": {why}", entry.path.escape_ascii()))
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("cannot archive \"{}\": {why}", entry.path.escape_ascii()),
+    )
 }
 
 struct Records {
@@ -269,20 +285,26 @@ fn pax_records(entry: &Entry, name: &[u8], link: &[u8], can_split: bool) -> io::
     if !is_ascii(link) || link.len() > NAME_SIZE {
         record(b"linkpath", link.to_vec());
     }
-    for (key, value, width) in
-        [("uid", i64::from(entry.uid), 8), ("gid", i64::from(entry.gid), 8), ("mtime", entry.mtime_seconds, 12)]
-    {
+    for (key, value, width) in [
+        ("uid", i64::from(entry.uid), 8),
+        ("gid", i64::from(entry.gid), 8),
+        ("mtime", entry.mtime_seconds, 12),
+    ] {
         if !fits(width, value) {
             record(key.as_bytes(), value.to_string().into_bytes());
         }
     }
-    let size = i64::try_from(entry.size()).map_err(|_| unencodable(entry, "it is too large for tar"))?;
+    let size =
+        i64::try_from(entry.size()).map_err(|_| unencodable(entry, "it is too large for tar"))?;
     if !fits(12, size) {
         record(b"size", size.to_string().into_bytes());
     }
     for (key, value) in &entry.xattrs {
         if key.is_empty() || key.contains(&0) || key.contains(&b'=') {
-            return Err(unencodable(entry, "the name of an extended attribute contains '=' or a zero byte"));
+            return Err(unencodable(
+                entry,
+                "the name of an extended attribute contains '=' or a zero byte",
+            ));
         }
         record(&[b"SCHILY.xattr.", key.as_slice()].concat(), value.clone());
     }

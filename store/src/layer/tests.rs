@@ -14,7 +14,9 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use super::{ApplyOptions, ApplyStats, Entry, EntryKind, LayerError, LayerStack, Overlay, TarWriter};
+use super::{
+    ApplyOptions, ApplyStats, Entry, EntryKind, LayerError, LayerStack, Overlay, TarWriter,
+};
 
 /// A date well in the past, so that nothing made by a test has it by accident.
 const DAY: i64 = 1_600_000_000;
@@ -55,8 +57,16 @@ fn unpack(bytes: &[u8], folder: &Path) -> Result<ApplyStats, LayerError> {
     unpack_over(bytes, folder, &LayerStack::empty())
 }
 
-fn unpack_over(mut bytes: &[u8], folder: &Path, lower: &LayerStack) -> Result<ApplyStats, LayerError> {
-    let result = super::apply(&mut bytes, folder, &ApplyOptions { lower: Some(lower), ..ApplyOptions::default() });
+fn unpack_over(
+    mut bytes: &[u8],
+    folder: &Path,
+    lower: &LayerStack,
+) -> Result<ApplyStats, LayerError> {
+    let result = super::apply(
+        &mut bytes,
+        folder,
+        &ApplyOptions { lower: Some(lower), ..ApplyOptions::default() },
+    );
     if result.is_ok() {
         assert!(bytes.is_empty(), "the whole archive is read");
     }

@@ -48,7 +48,9 @@ pub fn write_tree<W: Write>(stack: &LayerStack, tar: &mut TarWriter<W>) -> Resul
         let kind = match metadata.kind {
             FileKind::Socket => return Ok(Walk::Continue),
             FileKind::Directory => EntryKind::Directory,
-            _ if first_names.contains_key(&inode) => EntryKind::HardLink { target: first_names[&inode].clone() },
+            _ if first_names.contains_key(&inode) => {
+                EntryKind::HardLink { target: first_names[&inode].clone() }
+            }
             FileKind::File => {
                 file = Some(stack.open(located)?);
                 EntryKind::File { size: metadata.size }
@@ -64,7 +66,8 @@ pub fn write_tree<W: Write>(stack: &LayerStack, tar: &mut TarWriter<W>) -> Resul
         let mut entry = Entry::new(located.path.as_slice(), kind, metadata.mode);
         (entry.uid, entry.gid) = (metadata.uid, metadata.gid);
         // This archive is no layer: BuildKit rounds times here, where it cuts them for layers.
-        entry.mtime_seconds = metadata.mtime_seconds + i64::from(metadata.mtime_nanoseconds >= 500_000_000);
+        entry.mtime_seconds =
+            metadata.mtime_seconds + i64::from(metadata.mtime_nanoseconds >= 500_000_000);
         entry.xattrs = stack.xattrs(located)?;
         let written = match &mut file {
             Some(file) => tar.append(&entry, file),
@@ -81,16 +84,29 @@ pub fn write_tree<W: Write>(stack: &LayerStack, tar: &mut TarWriter<W>) -> Resul
 ///
 /// # Errors
 /// Fails if a layer cannot be read or the folder not be written.
-pub fn copy_tree(stack: &LayerStack, folder: &Path, options: &CopyOptions) -> Result<(), LayerError> {
+pub fn copy_tree(
+    stack: &LayerStack,
+    folder: &Path,
+    options: &CopyOptions,
+) -> Result<(), LayerError> {
     if stack.is_empty() {
         return Ok(());
     }
-    let root = rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| LayerError::storage(folder.as_os_str().as_bytes(), "open the folder", error))?;
+    let root = rustix::fs::open(
+        folder,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| {
+        LayerError::storage(folder.as_os_str().as_bytes(), "open the folder", error)
+    })?;
     let mut copier = Copier {
         stack,
         options,
-        parent: (Vec::new(), root.try_clone().map_err(|error| LayerError::storage(b"", "open the folder", error))?),
+        parent: (
+            Vec::new(),
+            root.try_clone().map_err(|error| LayerError::storage(b"", "open the folder", error))?,
+        ),
         root,
         first_names: HashMap::new(),
         directories: Vec::new(),
@@ -113,8 +129,11 @@ impl Copier<'_> {
     fn entry(&mut self, located: &Located) -> Result<(), LayerError> {
         let (parent, name) = split(&located.path);
         if self.parent.0 != parent {
-            let opened = host::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(|error| LayerError::storage(parent, "open the target folder", error))?;
+            let opened =
+                host::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)
+                    .map_err(|error| {
+                        LayerError::storage(parent, "open the target folder", error)
+                    })?;
             self.parent = (parent.to_vec(), opened);
         }
         let metadata = &located.metadata;
@@ -124,8 +143,12 @@ impl Copier<'_> {
             && let Some(first) = self.first_names.get(&inode)
         {
             let (first_parent, first_name) = split(first);
-            let source = host::open_beneath(self.root.as_fd(), first_parent, OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(|error| LayerError::storage(first, "open the target folder", error))?;
+            let source = host::open_beneath(
+                self.root.as_fd(),
+                first_parent,
+                OFlags::PATH | OFlags::DIRECTORY,
+            )
+            .map_err(|error| LayerError::storage(first, "open the target folder", error))?;
             return self.replacing(located, |parent| {
                 rustix::fs::linkat(&source, first_name, parent, name, AtFlags::empty())
             });
@@ -139,10 +162,14 @@ impl Copier<'_> {
             FileKind::File => self.file(located, name)?,
             FileKind::Symlink => {
                 let target = self.stack.read_link(located)?;
-                self.replacing(located, |parent| rustix::fs::symlinkat(target.as_slice(), parent, name))?;
+                self.replacing(located, |parent| {
+                    rustix::fs::symlinkat(target.as_slice(), parent, name)
+                })?;
                 self.attributes(located, name)?;
             }
-            FileKind::CharDevice | FileKind::BlockDevice if !self.options.privileged => return Ok(()),
+            FileKind::CharDevice | FileKind::BlockDevice if !self.options.privileged => {
+                return Ok(());
+            }
             FileKind::CharDevice => self.node(located, name, FileType::CharacterDevice)?,
             FileKind::BlockDevice => self.node(located, name, FileType::BlockDevice)?,
             FileKind::Fifo => self.node(located, name, FileType::Fifo)?,
@@ -172,18 +199,26 @@ impl Copier<'_> {
     fn file(&self, located: &Located, name: &[u8]) -> Result<(), LayerError> {
         let mut content = self.stack.open(located)?;
         let file = self.replacing(located, |parent| {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
         })?;
         let mut file = File::from(file);
         // Between two files the standard library copies inside the kernel, by reflink where the file system can.
-        io::copy(&mut content, &mut file).map_err(|error| LayerError::storage(&located.path, "copy", error))?;
+        io::copy(&mut content, &mut file)
+            .map_err(|error| LayerError::storage(&located.path, "copy", error))?;
         self.owner(located, name)?;
         for (key, value) in self.stack.xattrs(located)? {
             match rustix::fs::fsetxattr(&file, key, &value, XattrFlags::empty()) {
                 // The target may be any file system, and the caller anybody.
                 Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {}
-                Err(error) => return Err(LayerError::storage(&located.path, "set an extended attribute", error)),
+                Err(error) => {
+                    return Err(LayerError::storage(
+                        &located.path,
+                        "set an extended attribute",
+                        error,
+                    ));
+                }
             }
         }
         let fail = |error| LayerError::storage(&located.path, "set the mode and time", error);
@@ -194,7 +229,9 @@ impl Copier<'_> {
     fn node(&self, located: &Located, name: &[u8], kind: FileType) -> Result<(), LayerError> {
         let (major, minor) = located.metadata.device;
         let device = rustix::fs::makedev(major, minor);
-        self.replacing(located, |parent| rustix::fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device))?;
+        self.replacing(located, |parent| {
+            rustix::fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device)
+        })?;
         self.owner(located, name)?;
         let mode = Mode::from_raw_mode(located.metadata.mode);
         rustix::fs::chmodat(&self.parent.1, name, mode, AtFlags::empty())
@@ -209,7 +246,9 @@ impl Copier<'_> {
     ) -> Result<T, LayerError> {
         let parent = self.parent.1.as_fd();
         let made = match create(parent) {
-            Err(Errno::EXIST) => host::remove_all(parent, located.name()).and_then(|()| create(parent)),
+            Err(Errno::EXIST) => {
+                host::remove_all(parent, located.name()).and_then(|()| create(parent))
+            }
             other => other,
         };
         made.map_err(|error| LayerError::storage(&located.path, "create", error))
@@ -242,10 +281,15 @@ impl Copier<'_> {
     fn finish(self) -> Result<(), LayerError> {
         for located in self.directories.iter().rev() {
             let fail = |error| LayerError::storage(&located.path, "set the mode and time", error);
-            let directory = host::open_beneath(self.root.as_fd(), &located.path, OFlags::RDONLY | OFlags::DIRECTORY)
-                .map_err(fail)?;
+            let directory = host::open_beneath(
+                self.root.as_fd(),
+                &located.path,
+                OFlags::RDONLY | OFlags::DIRECTORY,
+            )
+            .map_err(fail)?;
             rustix::fs::futimens(&directory, &self.times(located)).map_err(fail)?;
-            rustix::fs::fchmod(&directory, Mode::from_raw_mode(located.metadata.mode)).map_err(fail)?;
+            rustix::fs::fchmod(&directory, Mode::from_raw_mode(located.metadata.mode))
+                .map_err(fail)?;
         }
         Ok(())
     }

@@ -135,18 +135,18 @@ fn a_file_of_the_context_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn a_platform_without_emulator_is_told_with_what_to_install() {
+fn a_platform_that_nothing_emulates_is_named() {
     let sandbox = Sandbox::new();
     let context = sandbox.context("context");
     std::fs::copy("/bin/busybox", context.path().join("busybox")).expect("busybox is installed");
     context.dockerfile("FROM scratch\nCOPY busybox /bin/sh\nRUN true\n");
-    let ran = sandbox.build_fails(&context, ["--platform=linux/loong64", "-t", "x:1"]);
-    assert!(ran.error().contains("linux/loong64"), "{}", ran.error());
+    let ran = sandbox.build_fails(&context, ["--platform=linux/mips64p32", "-t", "x:1"]);
+    assert!(ran.error().contains("linux/mips64p32"), "{}", ran.error());
     assert!(ran.stderr.contains("emulat"), "{}", ran.stderr);
 
     // Without RUN nothing has to be emulated.
     context.dockerfile("FROM scratch\nCOPY busybox /bin/sh\n");
-    sandbox.build(&context, ["--platform=linux/loong64", "-t", "x:1"]);
+    sandbox.build(&context, ["--platform=linux/mips64p32", "-t", "x:1"]);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The tests' own tools: a check that cannot fail proves nothing.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use slipway_tests::{Layout, Registry, Reply, Sandbox, Server, Tree, base_archive, tool};
 
@@ -58,9 +59,16 @@ fn leaks_are_seen() {
     assert!(says_no(|| sandbox.assert_nothing_left()).contains("half-written"));
     fs::remove_file(leftover).unwrap();
 
-    let mount = format!("mount -t tmpfs none {} && exec sleep 1000", sandbox.arg("tmp"));
-    let mut process =
-        Command::new("unshare").args(["--mount", "sh", "-c", &mount]).spawn().unwrap();
+    let mount =
+        format!("mount -t tmpfs none {} && echo mounted && exec sleep 1000", sandbox.arg("tmp"));
+    let mut process = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &mount])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 8];
+    process.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"mounted\n");
     let left = says_no(|| sandbox.assert_nothing_left());
     assert!(left.contains("sleep 1000"), "{left}");
     process.kill().unwrap();

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use super::super::{ApplyOptions, EntryKind, LayerErrorKind, LayerStack, Overlay};
-use super::{DAY, archive, directory, entry, file, hard_link, look, stack, symlink, unpack, unpack_over};
+use super::{
+    DAY, archive, directory, entry, file, hard_link, look, stack, symlink, unpack, unpack_over,
+};
 
 fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let mut value = vec![0; 256];
@@ -20,7 +22,9 @@ fn is_whiteout(path: &Path) -> bool {
 
 #[test]
 fn attributes_arrive_on_disk() {
-    let capability = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00".to_vec();
+    let capability =
+        b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+            .to_vec();
     let mut tool = file("bin/tool", "#!");
     (tool.0.mode, tool.0.uid, tool.0.gid) = (0o4755, 1000, 3_000_000);
     tool.0.xattrs.insert(b"security.capability".to_vec(), capability.clone());
@@ -51,7 +55,10 @@ fn attributes_arrive_on_disk() {
 
     let at = |name: &str| folder.path().join(name);
     let tool = fs::symlink_metadata(at("bin/tool")).unwrap();
-    assert_eq!((tool.mode(), tool.uid(), tool.gid(), tool.nlink()), (0o104_755, 1000, 3_000_000, 2));
+    assert_eq!(
+        (tool.mode(), tool.uid(), tool.gid(), tool.nlink()),
+        (0o104_755, 1000, 3_000_000, 2)
+    );
     assert_eq!((tool.mtime(), tool.mtime_nsec()), (DAY, 0));
     assert_eq!(tool.ino(), fs::symlink_metadata(at("bin/again")).unwrap().ino());
     assert_eq!(xattr(&at("bin/tool"), "security.capability"), Some(capability));
@@ -67,12 +74,18 @@ fn attributes_arrive_on_disk() {
     assert_eq!(seen["\"loop\""], format!("60660 0:0 {:x} {DAY} ", rustix::fs::makedev(7, 300)));
     assert_eq!(seen["\"pipe\""], format!("10600 0:0 0 {DAY} "));
     assert_eq!(seen["\"old\""], "100644 0:0 0 0 \"x\"");
-    assert_eq!(fs::metadata(at("bin")).unwrap().mtime(), DAY, "set after the entries inside were made");
+    assert_eq!(
+        fs::metadata(at("bin")).unwrap().mtime(),
+        DAY,
+        "set after the entries inside were made"
+    );
 }
 
 #[test]
 fn whiteouts_take_overlay_form() {
-    for (overlay, key) in [(Overlay::Trusted, "trusted.overlay.opaque"), (Overlay::User, "user.overlay.opaque")] {
+    for (overlay, key) in
+        [(Overlay::Trusted, "trusted.overlay.opaque"), (Overlay::User, "user.overlay.opaque")]
+    {
         let bytes = archive(&[
             directory("etc"),
             file("etc/.wh.gone", ""),
@@ -169,7 +182,10 @@ fn later_entries_replace_earlier_ones() {
     assert_eq!(seen["\"d\""], format!("40700 0:0 0 {DAY} "));
     assert_eq!(seen.len(), 6, "{seen:?}");
     // The file hid what lower layers have in "deep".
-    assert_eq!(xattr(&folder.path().join("deep"), "trusted.overlay.opaque").as_deref(), Some(&b"y"[..]));
+    assert_eq!(
+        xattr(&folder.path().join("deep"), "trusted.overlay.opaque").as_deref(),
+        Some(&b"y"[..])
+    );
 }
 
 #[test]
@@ -180,18 +196,28 @@ fn layers_that_build_on_lower_ones_say_so() {
     opt.0.xattrs.insert(b"user.k".to_vec(), b"v".to_vec());
     let mut tool = file("opt/tool", "tool");
     tool.0.mode = 0o6755;
-    unpack(&archive(&[opt, tool, directory("usr"), directory("usr/bin"), symlink("bin", "usr/bin")]), base.path()).unwrap();
+    unpack(
+        &archive(&[opt, tool, directory("usr"), directory("usr/bin"), symlink("bin", "usr/bin")]),
+        base.path(),
+    )
+    .unwrap();
     let lower = stack(&[base.path()]);
 
-    for bytes in [archive(&[hard_link("tool", "opt/tool")]), archive(&[file("opt/x", "")]), archive(&[file("bin/x", "")])] {
+    for bytes in [
+        archive(&[hard_link("tool", "opt/tool")]),
+        archive(&[file("opt/x", "")]),
+        archive(&[file("bin/x", "")]),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let error =
-            super::super::apply(&mut bytes.as_slice(), folder.path(), &ApplyOptions::default()).unwrap_err();
+            super::super::apply(&mut bytes.as_slice(), folder.path(), &ApplyOptions::default())
+                .unwrap_err();
         assert_eq!(error.kind(), LayerErrorKind::NeedsLower);
     }
 
     let folder = tempfile::tempdir().unwrap();
-    let bytes = archive(&[hard_link("tool", "opt/tool"), file("bin/x", "b"), hard_link("self", "bin/x")]);
+    let bytes =
+        archive(&[hard_link("tool", "opt/tool"), file("bin/x", "b"), hard_link("self", "bin/x")]);
     let stats = unpack_over(&bytes, folder.path(), &lower).unwrap();
     assert_eq!((stats.links_to_lower, stats.implied_directories), (1, 3));
     let seen = look(folder.path());
@@ -203,15 +229,22 @@ fn layers_that_build_on_lower_ones_say_so() {
 
     // Below an opaque mark the lower layer cannot be seen.
     let folder = tempfile::tempdir().unwrap();
-    let bytes = archive(&[directory("opt"), file("opt/.wh..wh..opq", ""), hard_link("tool", "opt/tool")]);
-    assert_eq!(unpack_over(&bytes, folder.path(), &lower).unwrap_err().kind(), LayerErrorKind::InvalidArchive);
+    let bytes =
+        archive(&[directory("opt"), file("opt/.wh..wh..opq", ""), hard_link("tool", "opt/tool")]);
+    assert_eq!(
+        unpack_over(&bytes, folder.path(), &lower).unwrap_err().kind(),
+        LayerErrorKind::InvalidArchive
+    );
 }
 
 #[test]
 fn long_and_odd_names_survive() {
     let long = "n".repeat(255);
     let deep: Vec<String> = (1..=300).map(|depth| vec!["directory"; depth].join("/")).collect();
-    let mut entries = vec![file(&long, "long"), file(&"x/".repeat(60).trim_end_matches('/').replace('x', "d"), "")];
+    let mut entries = vec![
+        file(&long, "long"),
+        file(&"x/".repeat(60).trim_end_matches('/').replace('x', "d"), ""),
+    ];
     entries.pop();
     entries.extend(deep.iter().map(|path| directory(path)));
     let last = format!("{}/{long}", deep.last().unwrap());
@@ -255,12 +288,18 @@ fn archives_of_gnu_tar_are_read() {
     // Enough fragments for extension blocks, ending in a hole.
     let sparse = fs::File::create(at("sparse")).unwrap();
     for index in 0..40_u64 {
-        std::os::unix::fs::FileExt::write_at(&sparse, format!("fragment {index}").as_bytes(), index * 1_000_000).unwrap();
+        std::os::unix::fs::FileExt::write_at(
+            &sparse,
+            format!("fragment {index}").as_bytes(),
+            index * 1_000_000,
+        )
+        .unwrap();
     }
     sparse.set_len(50_000_000).unwrap();
     fs::set_permissions(at("sparse"), fs::Permissions::from_mode(0o600)).unwrap();
     for name in ["sparse", "plain", "d", "."] {
-        let status = Command::new("touch").args(["-d", "@1234567890"]).arg(at(name)).status().unwrap();
+        let status =
+            Command::new("touch").args(["-d", "@1234567890"]).arg(at(name)).status().unwrap();
         assert!(status.success());
     }
 
@@ -272,7 +311,12 @@ fn archives_of_gnu_tar_are_read() {
         &["--format=pax", "--sparse", "--sparse-version=0.1"],
         &["--format=pax", "--sparse", "--sparse-version=1.0"],
     ] {
-        let output = Command::new("tar").arg("-C").arg(source.path()).args(format).args(["--numeric-owner", "-cf", "-", "."]).output();
+        let output = Command::new("tar")
+            .arg("-C")
+            .arg(source.path())
+            .args(format)
+            .args(["--numeric-owner", "-cf", "-", "."])
+            .output();
         let output = output.unwrap_or_else(|error| panic!("this test needs GNU tar: {error}"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let folder = tempfile::tempdir().unwrap();

@@ -8,14 +8,23 @@ fn sample(length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 16);
     while bytes.len() < length {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        bytes.extend_from_slice(["let ", "mut ", "fn ", "self.", "\n    ", "value"][(state as usize >> 16) % 6].as_bytes());
+        bytes.extend_from_slice(
+            ["let ", "mut ", "fn ", "self.", "\n    ", "value"][(state as usize >> 16) % 6]
+                .as_bytes(),
+        );
         bytes.push((state >> 24) as u8 & 0x3f);
     }
     bytes.truncate(length);
     bytes
 }
 
-fn encode(input: &[u8], compression: Compression, level: Option<i32>, threads: usize, chunk: usize) -> Vec<u8> {
+fn encode(
+    input: &[u8],
+    compression: Compression,
+    level: Option<i32>,
+    threads: usize,
+    chunk: usize,
+) -> Vec<u8> {
     let mut encoder = Encoder::with_threads(Vec::new(), compression, level, threads).unwrap();
     for part in input.chunks(chunk) {
         encoder.write_all(part).unwrap();
@@ -36,9 +45,14 @@ fn output_depends_on_neither_threads_nor_write_sizes() {
         for length in [0, 1, 1 << 20, (1 << 20) + 1, input.len()] {
             let input = &input[..length];
             let expected = encode(input, compression, None, 1, 64 << 10);
-            for (threads, chunk) in [(1, 1 << 22), (2, 64 << 10), (4, 7919), (4, 1 << 22), (9, 100_003)] {
+            for (threads, chunk) in
+                [(1, 1 << 22), (2, 64 << 10), (4, 7919), (4, 1 << 22), (9, 100_003)]
+            {
                 let found = encode(input, compression, None, threads, chunk);
-                assert!(found == expected, "{compression:?} of {length} bytes on {threads} threads in {chunk}s");
+                assert!(
+                    found == expected,
+                    "{compression:?} of {length} bytes on {threads} threads in {chunk}s"
+                );
             }
             assert!(decode(expected).unwrap() == input, "{compression:?} of {length} bytes");
         }
@@ -56,7 +70,10 @@ fn every_level_is_accepted() {
     let input = sample(100_000);
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         for level in [i32::MIN, -1, 0, 1, 9, 12, 22, i32::MAX] {
-            assert!(decode(encode(&input, compression, Some(level), 2, 4096)).unwrap() == input, "{compression:?} {level}");
+            assert!(
+                decode(encode(&input, compression, Some(level), 2, 4096)).unwrap() == input,
+                "{compression:?} {level}"
+            );
         }
     }
 }
@@ -98,10 +115,17 @@ fn members_and_frames_are_joined_and_trailing_bytes_dropped() {
         let joined = [part.clone(), empty, other].concat();
         assert_eq!(decode(joined.clone()).unwrap(), b"first second");
         for tail in [&b"\0"[..], &[0; 1000], b"garbage that is no member"] {
-            assert_eq!(decode([&joined, tail].concat()).unwrap(), b"first second", "{compression:?}");
+            assert_eq!(
+                decode([&joined, tail].concat()).unwrap(),
+                b"first second",
+                "{compression:?}"
+            );
         }
         if compression == Compression::Zstd {
-            assert_eq!(decode([skippable.clone(), joined, skippable.clone()].concat()).unwrap(), b"first second");
+            assert_eq!(
+                decode([skippable.clone(), joined, skippable.clone()].concat()).unwrap(),
+                b"first second"
+            );
         }
     }
 }
@@ -135,7 +159,10 @@ fn damage_is_an_error() {
     for compression in [Compression::Gzip, Compression::Zstd] {
         let good = encode(&input, compression, None, 1, 4096);
         assert!(decode(good[..good.len() - 1].to_vec()).is_err(), "{compression:?} cut short");
-        assert!(decode(good[..good.len() / 2].to_vec()).is_err(), "{compression:?} cut in the middle");
+        assert!(
+            decode(good[..good.len() / 2].to_vec()).is_err(),
+            "{compression:?} cut in the middle"
+        );
         let mut flipped = good.clone();
         flipped[good.len() / 2] ^= 0x10;
         assert!(decode(flipped).map_or(true, |out| out != input), "{compression:?} flipped");

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::super::{DiffOptions, EntryKind, LayerErrorKind, LayerStack, TarWriter};
-use super::{DAY, archive, diff, directory, file, hard_link, list, look, paths, stack, symlink, unpack, unpack_over};
+use super::{
+    DAY, archive, diff, directory, file, hard_link, list, look, paths, stack, symlink, unpack,
+    unpack_over,
+};
 
 /// A base layer, and an overlay mount over it to change it as a build step would.
 struct Step {
@@ -26,7 +29,10 @@ impl Step {
             step.at("upper").display(),
             step.at("work").display()
         );
-        let status = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &mount]).arg(step.at("merged")).status();
+        let status = Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &mount])
+            .arg(step.at("merged"))
+            .status();
         assert!(status.unwrap().success(), "this test needs to mount overlayfs");
         step
     }
@@ -36,7 +42,11 @@ impl Step {
     }
 
     fn run(&self, script: &str) {
-        let status = Command::new("sh").args(["-ec", script]).current_dir(self.at("merged")).status().unwrap();
+        let status = Command::new("sh")
+            .args(["-ec", script])
+            .current_dir(self.at("merged"))
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 
@@ -54,7 +64,8 @@ impl Step {
         unpack_over(&self.diff(), again.path(), &self.lower()).unwrap();
         let copy = tempfile::tempdir().unwrap();
         let merged = stack(&[self.at("base").as_path(), again.path()]);
-        super::super::copy_tree(&merged, copy.path(), &super::super::CopyOptions::default()).unwrap();
+        super::super::copy_tree(&merged, copy.path(), &super::super::CopyOptions::default())
+            .unwrap();
         let (mut expected, mut found) = (look(&self.at("merged")), look(copy.path()));
         for seen in [&mut expected, &mut found] {
             seen.remove("\"\"");
@@ -98,11 +109,25 @@ fn only_changes_are_written_in_order() {
     assert_eq!(
         paths(&bytes),
         [
-            "etc", "etc/a", "etc/.wh.b", "null", "opt", "opt/l", "opt/x", "opt/x/y", "opt-z", "pipe", "var", "var/.wh.cache"
+            "etc",
+            "etc/a",
+            "etc/.wh.b",
+            "null",
+            "opt",
+            "opt/l",
+            "opt/x",
+            "opt/x/y",
+            "opt-z",
+            "pipe",
+            "var",
+            "var/.wh.cache"
         ]
     );
     let whiteout = &list(&bytes)[2].0;
-    assert_eq!((whiteout.mode, whiteout.mtime_seconds, &whiteout.kind), (0, 0, &EntryKind::File { size: 0 }));
+    assert_eq!(
+        (whiteout.mode, whiteout.mtime_seconds, &whiteout.kind),
+        (0, 0, &EntryKind::File { size: 0 })
+    );
     step.check_round_trip();
 }
 
@@ -110,7 +135,10 @@ fn only_changes_are_written_in_order() {
 fn replaced_directory_becomes_whiteouts() {
     let step = Step::new(&base(), "");
     step.run("rm -r etc; mkdir etc; echo new > etc/b; mkdir etc/other; touch etc/other/z; touch -d @1600000000 etc");
-    assert_eq!(paths(&step.diff()), ["etc", "etc/.wh.a", "etc/b", "etc/other", "etc/other/z", "etc/.wh.sub"]);
+    assert_eq!(
+        paths(&step.diff()),
+        ["etc", "etc/.wh.a", "etc/b", "etc/other", "etc/other/z", "etc/.wh.sub"]
+    );
     step.check_round_trip();
 }
 
@@ -135,9 +163,14 @@ fn what_did_not_change_is_left_out() {
 #[test]
 fn hard_links_stay_links() {
     let step = Step::new(&base(), "");
-    step.run("echo h > h1; ln h1 h0; mkdir d; ln h1 d/h2; ln -s x s; ln s s2; echo changed >> lib/one");
+    step.run(
+        "echo h > h1; ln h1 h0; mkdir d; ln h1 d/h2; ln -s x s; ln s s2; echo changed >> lib/one",
+    );
     let entries = list(&step.diff());
-    let kinds: Vec<_> = entries.iter().map(|(e, _)| (String::from_utf8_lossy(&e.path).into_owned(), e.kind.clone())).collect();
+    let kinds: Vec<_> = entries
+        .iter()
+        .map(|(e, _)| (String::from_utf8_lossy(&e.path).into_owned(), e.kind.clone()))
+        .collect();
     let link = |target: &str| EntryKind::HardLink { target: target.into() };
     assert_eq!(
         kinds,
@@ -160,9 +193,11 @@ fn sockets_are_left_out_and_attributes_follow_the_options() {
     let socket = UnixListener::bind(step.at("merged/socket")).unwrap();
     fs::write(step.at("merged/tool"), "t").unwrap();
     fs::set_permissions(step.at("merged/tool"), fs::Permissions::from_mode(0o4755)).unwrap();
-    let capability = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    let capability =
+        b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
     let set = |name: &str, value: &[u8]| {
-        rustix::fs::lsetxattr(step.at("merged/tool"), name, value, rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::lsetxattr(step.at("merged/tool"), name, value, rustix::fs::XattrFlags::empty())
+            .unwrap();
     };
     set("security.capability", capability);
     set("user.note", b"n");
@@ -172,22 +207,41 @@ fn sockets_are_left_out_and_attributes_follow_the_options() {
         let entries = list(&tar.finish().unwrap());
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0].0.mode, 0o4755);
-        (entries[0].0.xattrs.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect::<Vec<_>>(), entries[0].0.mtime_seconds)
+        (
+            entries[0]
+                .0
+                .xattrs
+                .keys()
+                .map(|k| String::from_utf8_lossy(k).into_owned())
+                .collect::<Vec<_>>(),
+            entries[0].0.mtime_seconds,
+        )
     };
     assert_eq!(names(&DiffOptions::default()).0, ["security.capability"]);
-    let options = DiffOptions { keep_user_xattrs: true, clamp_mtime: Some(DAY), ..DiffOptions::default() };
-    assert_eq!(names(&options), (vec!["security.capability".to_owned(), "user.note".to_owned()], DAY));
+    let options =
+        DiffOptions { keep_user_xattrs: true, clamp_mtime: Some(DAY), ..DiffOptions::default() };
+    assert_eq!(
+        names(&options),
+        (vec!["security.capability".to_owned(), "user.note".to_owned()], DAY)
+    );
     drop(socket);
 }
 
 #[test]
 fn folders_of_unsuitable_mounts_are_refused() {
-    for (options, script) in [(",redirect_dir=on", "mv etc moved"), (",metacopy=on,redirect_dir=on", "chmod 600 bin/sh")] {
+    for (options, script) in
+        [(",redirect_dir=on", "mv etc moved"), (",metacopy=on,redirect_dir=on", "chmod 600 bin/sh")]
+    {
         let step = Step::new(&base(), options);
         step.run(script);
         let mut tar = TarWriter::new(Vec::new());
-        let error =
-            super::super::write_folder(&step.at("upper"), &step.lower(), &mut tar, &DiffOptions::default()).unwrap_err();
+        let error = super::super::write_folder(
+            &step.at("upper"),
+            &step.lower(),
+            &mut tar,
+            &DiffOptions::default(),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), LayerErrorKind::Unsupported, "{error}");
     }
 }
@@ -196,23 +250,35 @@ fn folders_of_unsuitable_mounts_are_refused() {
 fn opaque_root_removes_what_is_below() {
     let lower = tempfile::tempdir().unwrap();
     unpack(&archive(&base()), lower.path()).unwrap();
-    let layer = archive(&[file(".wh..wh..opq", ""), directory("etc"), file("etc/n", ""), file("zz", "")]);
+    let layer =
+        archive(&[file(".wh..wh..opq", ""), directory("etc"), file("etc/n", ""), file("zz", "")]);
     let folder = tempfile::tempdir().unwrap();
     assert!(unpack(&layer, folder.path()).unwrap().opaque_root);
     let bytes = diff(folder.path(), &stack(&[lower.path()]));
     assert_eq!(
         paths(&bytes),
-        [".wh.bin", "etc/.wh.a", "etc/.wh.b", "etc/n", "etc/.wh.sub", ".wh.lib", ".wh.link", ".wh.var", "zz"]
-            .iter()
-            .flat_map(|p| if *p == "etc/.wh.a" { vec!["etc", p] } else { vec![*p] })
-            .collect::<Vec<_>>()
+        [
+            ".wh.bin",
+            "etc/.wh.a",
+            "etc/.wh.b",
+            "etc/n",
+            "etc/.wh.sub",
+            ".wh.lib",
+            ".wh.link",
+            ".wh.var",
+            "zz"
+        ]
+        .iter()
+        .flat_map(|p| if *p == "etc/.wh.a" { vec!["etc", p] } else { vec![*p] })
+        .collect::<Vec<_>>()
     );
 }
 
 #[test]
 fn a_whiteout_over_nothing_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
-    unpack(&archive(&[directory("d"), file("d/.wh.x", ""), file(".wh.y", "")]), folder.path()).unwrap();
+    unpack(&archive(&[directory("d"), file("d/.wh.x", ""), file(".wh.y", "")]), folder.path())
+        .unwrap();
     assert_eq!(paths(&diff(folder.path(), &LayerStack::empty())), ["d"]);
     let lower = tempfile::tempdir().unwrap();
     // Through a symbolic link of the lower layer, which the directory of this layer replaces.

@@ -19,7 +19,8 @@ fn attack(name: &str, bytes: &[u8]) -> (Result<(), LayerErrorKind>, usize) {
     let before = look(&canary);
     let result = unpack(bytes, &folder).map(drop).map_err(|error| error.kind());
     assert!(look(&canary) == before, "{name} changed something outside");
-    let mut names: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["canary", "layer"], "{name} made something outside");
     (result, count(&folder))
@@ -42,27 +43,63 @@ fn nothing_is_written_outside_the_folder() {
         ("harmless dot dot", vec![file("a/../b", "fine")], Ok(())),
         ("absolute", vec![absolute("/canary/file")], Ok(())),
         ("symlink then write", vec![symlink("l", "../canary"), file("l/file", "evil")], Ok(())),
-        ("absolute symlink then write", vec![symlink("l", "/../../canary"), file("l/file", "evil")], Ok(())),
-        ("symlink chain", vec![symlink("a", "b"), symlink("b", "../../canary"), file("a/file", "evil")], Ok(())),
-        ("symlink as last component", vec![symlink("f", "../canary/file"), file("f", "evil")], Ok(())),
-        ("symlink replaced by directory", vec![symlink("d", "../canary"), directory("d"), file("d/file", "evil")], Ok(())),
+        (
+            "absolute symlink then write",
+            vec![symlink("l", "/../../canary"), file("l/file", "evil")],
+            Ok(()),
+        ),
+        (
+            "symlink chain",
+            vec![symlink("a", "b"), symlink("b", "../../canary"), file("a/file", "evil")],
+            Ok(()),
+        ),
+        (
+            "symlink as last component",
+            vec![symlink("f", "../canary/file"), file("f", "evil")],
+            Ok(()),
+        ),
+        (
+            "symlink replaced by directory",
+            vec![symlink("d", "../canary"), directory("d"), file("d/file", "evil")],
+            Ok(()),
+        ),
         ("symlink loop", vec![symlink("a", "b"), symlink("b", "a"), file("a/x", "evil")], invalid),
         ("proc", vec![symlink("p", "/proc/self/root/tmp"), file("p/x", "evil")], Ok(())),
         ("hard link out", vec![hard_link("h", "../canary/file")], invalid),
         ("hard link absolute", vec![hard_link("h", "/canary/file")], invalid),
-        ("hard link through symlink", vec![symlink("l", "../canary"), hard_link("h", "l/file")], invalid),
-        ("hard link to symlink", vec![symlink("l", "../canary/file"), hard_link("h", "l"), file("h", "evil")], Ok(())),
+        (
+            "hard link through symlink",
+            vec![symlink("l", "../canary"), hard_link("h", "l/file")],
+            invalid,
+        ),
+        (
+            "hard link to symlink",
+            vec![symlink("l", "../canary/file"), hard_link("h", "l"), file("h", "evil")],
+            Ok(()),
+        ),
         ("hard link to itself", vec![file("f", ""), hard_link("f", "f")], Ok(())),
         ("hard link to directory", vec![directory("d"), hard_link("h", "d")], invalid),
         ("hard link to root", vec![hard_link("h", "/")], invalid),
         ("hard link to whiteout", vec![file(".wh.w", ""), hard_link("h", "w")], invalid),
         ("hard link to whiteout name", vec![file("f", ""), hard_link("h", ".wh.f")], invalid),
-        ("directory through symlink", vec![symlink("l", "../canary"), entry("l/.", EntryKind::Directory, 0o777)], Ok(())),
+        (
+            "directory through symlink",
+            vec![symlink("l", "../canary"), entry("l/.", EntryKind::Directory, 0o777)],
+            Ok(()),
+        ),
         ("whiteout of nothing", vec![file(".wh.", "")], invalid),
         ("whiteout of the folder", vec![file(".wh..", "")], invalid),
         ("whiteout of the parent", vec![file("a/.wh...", "")], invalid),
-        ("whiteout through symlink", vec![symlink("l", "../canary"), file("l/.wh.file", "")], Ok(())),
-        ("opaque through symlink", vec![symlink("l", "../canary"), file("l/.wh..wh..opq", "")], Ok(())),
+        (
+            "whiteout through symlink",
+            vec![symlink("l", "../canary"), file("l/.wh.file", "")],
+            Ok(()),
+        ),
+        (
+            "opaque through symlink",
+            vec![symlink("l", "../canary"), file("l/.wh..wh..opq", "")],
+            Ok(()),
+        ),
         ("inside a whiteout", vec![file(".wh.a/b", "evil")], invalid),
         ("root as symlink", vec![symlink(".", "../canary"), file("file", "evil")], invalid),
         ("root as file", vec![file("./", "evil")], invalid),
@@ -79,7 +116,12 @@ fn nothing_is_written_outside_the_folder() {
 fn links_lead_to_the_same_place_inside() {
     let folder = tempfile::tempdir().unwrap();
     unpack(
-        &archive(&[symlink("l", "/../../etc"), file("l/passwd", "image"), symlink("m", "../l/sub"), file("m/x", "y")]),
+        &archive(&[
+            symlink("l", "/../../etc"),
+            file("l/passwd", "image"),
+            symlink("m", "../l/sub"),
+            file("m/x", "y"),
+        ]),
         folder.path(),
     )
     .unwrap();
@@ -115,7 +157,8 @@ fn content(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn pax(records: &[u8]) -> Vec<u8> {
-    [header(b"pax", b'x', format!("{:011o}", records.len()).as_bytes()).to_vec(), content(records)].concat()
+    [header(b"pax", b'x', format!("{:011o}", records.len()).as_bytes()).to_vec(), content(records)]
+        .concat()
 }
 
 const END: [u8; 1024] = [0; 1024];
@@ -124,15 +167,24 @@ const END: [u8; 1024] = [0; 1024];
 fn the_pax_size_counts_for_reading_and_skipping() {
     // The ustar size is 0: a reader that skips by it would take the content for a header.
     let inner = [header(b"smuggled", b'0', b"00000000000"), [0; 512]].concat();
-    let bytes =
-        [pax(b"13 size=1024\n"), header(b"outer", b'0', b"00000000000").to_vec(), inner.clone(), END.to_vec()].concat();
+    let bytes = [
+        pax(b"13 size=1024\n"),
+        header(b"outer", b'0', b"00000000000").to_vec(),
+        inner.clone(),
+        END.to_vec(),
+    ]
+    .concat();
     assert_eq!(super::paths(&bytes), ["outer"]);
     assert_eq!(super::list(&bytes)[0].1, inner);
     let (result, files) = attack("size desync", &bytes);
     assert_eq!((result, files), (Ok(()), 1));
 
     // Types without content have none, whatever their size says.
-    let bytes = [header(b"d", b'5', b"00000001000").to_vec(), header(b"next", b'0', b"00000000000").to_vec(), END.to_vec()];
+    let bytes = [
+        header(b"d", b'5', b"00000001000").to_vec(),
+        header(b"next", b'0', b"00000000000").to_vec(),
+        END.to_vec(),
+    ];
     assert_eq!(super::paths(&bytes.concat()).len(), 2);
 }
 
@@ -162,7 +214,10 @@ fn malformed_archives_are_errors() {
         ("uid -1", [seal(uid).to_vec(), END.to_vec()].concat()),
         ("device number", [seal(device).to_vec(), END.to_vec()].concat()),
         ("unknown type", [header(b"f", b'Z', b"00000000000").to_vec(), END.to_vec()].concat()),
-        ("huge extended header", [header(b"p", b'x', b"77777777777").to_vec(), END.to_vec()].concat()),
+        (
+            "huge extended header",
+            [header(b"p", b'x', b"77777777777").to_vec(), END.to_vec()].concat(),
+        ),
         ("pax length too large", with_pax(b"99 path=abc\n")),
         ("pax length too small", with_pax(b"3 path=abc\n")),
         ("pax length not a number", with_pax(b"+2 path=abc\n")),
@@ -172,11 +227,57 @@ fn malformed_archives_are_errors() {
         ("pax size", with_pax(b"10 size=-1\n")),
         ("pax uid", with_pax(b"14 uid=123456x\n")),
         ("pax mtime", with_pax(b"12 mtime=1e\n")),
-        ("zero byte in long name", [header(b"L", b'L', b"00000000000").to_vec(), header(b"", b'0', b"00000000000").to_vec(), END.to_vec()].concat()),
-        ("sparse beyond size", [pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.realsize=5\n"), header(b"s", b'0', b"00000002000").to_vec(), content(b"1\n4\n512\n"), vec![1; 512], END.to_vec()].concat()),
-        ("sparse overlap", [pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n28 GNU.sparse.realsize=2000\n"), header(b"s", b'0', b"00000002000").to_vec(), content(b"2\n0\n256\n100\n256\n"), vec![1; 512], END.to_vec()].concat()),
-        ("sparse map without end", [pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n28 GNU.sparse.realsize=2000\n"), header(b"s", b'0', b"00000001000").to_vec(), vec![b'1'; 512], END.to_vec()].concat()),
-        ("sparse count", [pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n28 GNU.sparse.realsize=2000\n"), header(b"s", b'0', b"00000001000").to_vec(), content(b"99999999999999\n"), END.to_vec()].concat()),
+        (
+            "zero byte in long name",
+            [
+                header(b"L", b'L', b"00000000000").to_vec(),
+                header(b"", b'0', b"00000000000").to_vec(),
+                END.to_vec(),
+            ]
+            .concat(),
+        ),
+        (
+            "sparse beyond size",
+            [
+                pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.realsize=5\n"),
+                header(b"s", b'0', b"00000002000").to_vec(),
+                content(b"1\n4\n512\n"),
+                vec![1; 512],
+                END.to_vec(),
+            ]
+            .concat(),
+        ),
+        (
+            "sparse overlap",
+            [
+                pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n28 GNU.sparse.realsize=2000\n"),
+                header(b"s", b'0', b"00000002000").to_vec(),
+                content(b"2\n0\n256\n100\n256\n"),
+                vec![1; 512],
+                END.to_vec(),
+            ]
+            .concat(),
+        ),
+        (
+            "sparse map without end",
+            [
+                pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n28 GNU.sparse.realsize=2000\n"),
+                header(b"s", b'0', b"00000001000").to_vec(),
+                vec![b'1'; 512],
+                END.to_vec(),
+            ]
+            .concat(),
+        ),
+        (
+            "sparse count",
+            [
+                pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n28 GNU.sparse.realsize=2000\n"),
+                header(b"s", b'0', b"00000001000").to_vec(),
+                content(b"99999999999999\n"),
+                END.to_vec(),
+            ]
+            .concat(),
+        ),
     ] {
         let (result, _) = attack(name, &bytes);
         assert_eq!(result, Err(LayerErrorKind::InvalidArchive), "{name}");
@@ -193,14 +294,21 @@ fn tolerated_oddities() {
         ("bytes after the end", [plain.clone(), END.to_vec(), b"trailing".to_vec()].concat()),
         ("global header", [global, plain.clone(), END.to_vec()].concat()),
         ("empty pax value", [pax(b"8 path=\n"), plain.clone(), END.to_vec()].concat()),
-        ("contiguous file", [header(b"f", b'7', b"00000000001").to_vec(), content(b"x"), END.to_vec()].concat()),
-        ("old file", [header(b"f", 0, b"00000000001").to_vec(), content(b"x"), END.to_vec()].concat()),
+        (
+            "contiguous file",
+            [header(b"f", b'7', b"00000000001").to_vec(), content(b"x"), END.to_vec()].concat(),
+        ),
+        (
+            "old file",
+            [header(b"f", 0, b"00000000001").to_vec(), content(b"x"), END.to_vec()].concat(),
+        ),
     ] {
         assert_eq!(attack(name, &bytes), (Ok(()), 1), "{name}");
     }
     // Before POSIX, a trailing slash made a directory.
     let folder = tempfile::tempdir().unwrap();
-    unpack(&[header(b"d/", 0, b"00000000000").to_vec(), END.to_vec()].concat(), folder.path()).unwrap();
+    unpack(&[header(b"d/", 0, b"00000000000").to_vec(), END.to_vec()].concat(), folder.path())
+        .unwrap();
     assert!(folder.path().join("d").is_dir());
 }
 

@@ -14,7 +14,8 @@ fn change() -> impl Strategy<Value = (Entry, Vec<u8>)> {
             .prop_filter("legal", |name| name != b"." && name != b".." && !name.starts_with(b".wh.")),
     ];
     let path = prop::collection::vec(name, 1..4);
-    let target = prop_oneof!["[a-c]", "/[a-c]/[a-c]", "\\.\\./[a-c]", "[x-z]{90,120}"].prop_map(String::into_bytes);
+    let target = prop_oneof!["[a-c]", "/[a-c]/[a-c]", "\\.\\./[a-c]", "[x-z]{90,120}"]
+        .prop_map(String::into_bytes);
     let kind = prop_oneof![
         4 => prop::collection::vec(any::<u8>(), 0..700).prop_map(|body| (EntryKind::File { size: body.len() as u64 }, body)),
         4 => any::<()>().prop_map(|()| (EntryKind::Directory, Vec::new())),
@@ -64,14 +65,22 @@ fn packing_and_unpacking_are_inverse() {
             let bytes = diff(lower, &LayerStack::empty());
             let copy = tempfile::tempdir().unwrap();
             unpack(&bytes, copy.path()).unwrap();
-            assert!(diff(copy.path(), &LayerStack::empty()) == bytes, "the same tree gives the same archive");
+            assert!(
+                diff(copy.path(), &LayerStack::empty()) == bytes,
+                "the same tree gives the same archive"
+            );
 
             // A layer over it gives the same merged tree, though not the same folder.
             let bytes = diff(upper, &below);
             super::unpack_over(&bytes, again, &below).unwrap();
             let merged = |top: &std::path::Path| {
                 let copy = tempfile::tempdir().unwrap();
-                super::super::copy_tree(&stack(&[lower, top]), copy.path(), &super::super::CopyOptions::default()).unwrap();
+                super::super::copy_tree(
+                    &stack(&[lower, top]),
+                    copy.path(),
+                    &super::super::CopyOptions::default(),
+                )
+                .unwrap();
                 let mut seen = look(copy.path());
                 seen.remove("\"\"");
                 seen

@@ -3,7 +3,9 @@ use std::io::Read;
 
 use super::super::stack::{FileKind, Walk};
 use super::super::{CopyOptions, Follow, LayerError, LayerErrorKind, LayerStack, TarWriter};
-use super::{archive, directory, entry, file, hard_link, list, look, paths, stack, symlink, unpack};
+use super::{
+    archive, directory, entry, file, hard_link, list, look, paths, stack, symlink, unpack,
+};
 
 /// Three layers with every way to hide something.
 fn layers() -> [tempfile::TempDir; 3] {
@@ -79,7 +81,11 @@ fn layers_merge_as_overlayfs_merges_them() {
         folders[0].path().display()
     );
     let mut mount = std::process::Command::new("mount");
-    let status = mount.args(["-t", "overlay", "overlay", "-o", &option]).arg(merged.path()).status().unwrap();
+    let status = mount
+        .args(["-t", "overlay", "overlay", "-o", &option])
+        .arg(merged.path())
+        .status()
+        .unwrap();
     assert!(status.success(), "this test needs to mount overlayfs");
     let kernel = look(merged.path());
     let copy = tempfile::tempdir().unwrap();
@@ -93,12 +99,31 @@ fn layers_merge_as_overlayfs_merges_them() {
     assert_eq!(
         seen,
         [
-            "absolute", "bin", "bin/tool", "dangling", "dir-over-file", "escape", "etc", "etc/a", "etc/b", "etc/c",
-            "file-over-dir", "file-over-dir/z", "gone", "gone/y", "loop", "opaque", "opaque/y", "opaque/z", "sbin",
-            "usr", "usr/up"
+            "absolute",
+            "bin",
+            "bin/tool",
+            "dangling",
+            "dir-over-file",
+            "escape",
+            "etc",
+            "etc/a",
+            "etc/b",
+            "etc/c",
+            "file-over-dir",
+            "file-over-dir/z",
+            "gone",
+            "gone/y",
+            "loop",
+            "opaque",
+            "opaque/y",
+            "opaque/z",
+            "sbin",
+            "usr",
+            "usr/up"
         ]
     );
-    let names: Vec<_> = stack.read_dir(b"/sbin/../etc/").unwrap().iter().map(|l| l.name().to_vec()).collect();
+    let names: Vec<_> =
+        stack.read_dir(b"/sbin/../etc/").unwrap().iter().map(|l| l.name().to_vec()).collect();
     assert_eq!(names, [b"a", b"b", b"c"]);
 }
 
@@ -131,7 +156,11 @@ fn lookups_follow_links_inside_the_tree() {
     ] {
         let found = stack.lookup(path.as_bytes(), follow).unwrap();
         let found = found.map(|located| (String::from_utf8(located.path).unwrap(), located.layer));
-        assert_eq!(found, expected.map(|(path, layer)| (path.to_owned(), layer)), "{path} {follow:?}");
+        assert_eq!(
+            found,
+            expected.map(|(path, layer)| (path.to_owned(), layer)),
+            "{path} {follow:?}"
+        );
     }
     assert_eq!(stack.lookup(b"loop", Follow::All).unwrap_err().kind(), LayerErrorKind::NotFound);
     assert_eq!(stack.read_dir(b"missing").unwrap_err().kind(), LayerErrorKind::NotFound);

@@ -38,7 +38,8 @@ const GOLDEN: &[(&str, &str)] = &[
 ];
 
 const DAY: i64 = 1_700_000_000;
-const CAPABILITY: &[u8] = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+const CAPABILITY: &[u8] =
+    b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
 
 type Item = (Entry, Vec<u8>);
 
@@ -77,19 +78,35 @@ fn families() -> Vec<(String, Vec<Item>)> {
             owned(item("dir/hard", hard(b"dir/file"), 0o644, DAY), 1000, 100),
             item("dir/link", link(b"../file"), 0o777, DAY),
             item("dir/null", EntryKind::CharDevice { major: 1, minor: 3 }, 0o666, DAY),
-            owned(item("dir/disk", EntryKind::BlockDevice { major: 259, minor: 1_048_575 }, 0o660, DAY), 0, 6),
+            owned(
+                item(
+                    "dir/disk",
+                    EntryKind::BlockDevice { major: 259, minor: 1_048_575 },
+                    0o660,
+                    DAY,
+                ),
+                0,
+                6,
+            ),
             item("dir/pipe", EntryKind::Fifo, 0o1777, DAY),
         ],
     )];
     for step in [1 << 20, 7, 50, 101] {
         let names = || (1..=1100).map(|length| name(length, step));
-        families.push((format!("files {step}"), names().map(|n| file(n, 0o644, DAY, ".")).collect()));
+        families
+            .push((format!("files {step}"), names().map(|n| file(n, 0o644, DAY, ".")).collect()));
         families.push((
             format!("dirs {step}"),
             names().map(|n| item(n, EntryKind::Directory, 0o755, DAY)).collect(),
         ));
-        families.push((format!("links {step}"), names().map(|n| item("l", link(&n), 0o777, DAY)).collect()));
-        families.push((format!("hard {step}"), names().map(|n| item(n.clone(), hard(&n), 0o644, DAY)).collect()));
+        families.push((
+            format!("links {step}"),
+            names().map(|n| item("l", link(&n), 0o777, DAY)).collect(),
+        ));
+        families.push((
+            format!("hard {step}"),
+            names().map(|n| item(n.clone(), hard(&n), 0o644, DAY)).collect(),
+        ));
         let capable = |n: Vec<u8>| {
             let mut item = file(n, 0o755, DAY, ".");
             item.0.xattrs.insert(b"security.capability".to_vec(), CAPABILITY.to_vec());
@@ -99,7 +116,14 @@ fn families() -> Vec<(String, Vec<Item>)> {
     }
     let mut odd = Vec::new();
     let long = [b"x/".repeat(49), "é".into(), b"y".repeat(30)].concat();
-    for name in ["é".into(), "dir/é/x".into(), b"\xff\xfe".to_vec(), "é".repeat(60).into(), b"a b\nc=d".to_vec(), long] {
+    for name in [
+        "é".into(),
+        "dir/é/x".into(),
+        b"\xff\xfe".to_vec(),
+        "é".repeat(60).into(),
+        b"a b\nc=d".to_vec(),
+        long,
+    ] {
         odd.push(file(name.clone(), 0o644, DAY, "."));
         odd.push(item(name.clone(), EntryKind::Directory, 0o755, DAY));
         odd.push(item("s", link(&name), 0o777, DAY));
@@ -174,7 +198,10 @@ fn what_tar_cannot_say_is_refused() {
         item("l", EntryKind::Symlink { target: vec![b'x'; 2 << 20] }, 0o777, DAY),
     ] {
         let mut tar = TarWriter::new(Vec::new());
-        assert_eq!(tar.append(&entry, &mut io::empty()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            tar.append(&entry, &mut io::empty()).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
         assert!(tar.get_ref().is_empty(), "nothing was written");
     }
 }
@@ -188,7 +215,9 @@ fn read_with(program: &str, arguments: &[&str], bytes: &[u8]) -> String {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|error| panic!("this test needs {program} as an independent reader: {error}"));
+        .unwrap_or_else(|error| {
+            panic!("this test needs {program} as an independent reader: {error}")
+        });
     let mut input = child.stdin.take().unwrap();
     let bytes = bytes.to_vec();
     let feed = std::thread::spawn(move || input.write_all(&bytes));
@@ -203,14 +232,21 @@ fn other_programs_read_the_same_entries() {
     let all: Vec<Item> = families().into_iter().flat_map(|(_, items)| items).collect();
     let bytes = super::archive(&all);
 
-    let listing = read_with("tar", &["-tvf", "-", "--numeric-owner", "--quoting-style=escape"], &bytes);
+    let listing =
+        read_with("tar", &["-tvf", "-", "--numeric-owner", "--quoting-style=escape"], &bytes);
     let names: Vec<&str> = listing.lines().collect();
     assert_eq!(names.len(), all.len());
     assert_eq!(names[1], "-rw-r--r-- 1000/100          6 2023-11-14 22:13 dir/file");
-    assert_eq!(names[4], "hrw-r--r-- 1000/100          0 2023-11-14 22:13 dir/hard link to dir/file");
+    assert_eq!(
+        names[4],
+        "hrw-r--r-- 1000/100          0 2023-11-14 22:13 dir/hard link to dir/file"
+    );
     assert_eq!(names[6], "crw-rw-rw- 0/0             1,3 2023-11-14 22:13 dir/null");
     for (line, (entry, _)) in names.iter().zip(&all) {
-        if entry.path.is_ascii() && !entry.path.contains(&b'\n') && !matches!(entry.kind, EntryKind::HardLink { .. }) {
+        if entry.path.is_ascii()
+            && !entry.path.contains(&b'\n')
+            && !matches!(entry.kind, EntryKind::HardLink { .. })
+        {
             let name = String::from_utf8(entry.path.clone()).unwrap();
             assert!(line.contains(&name), "{line} names {name}");
         }
@@ -220,7 +256,8 @@ fn other_programs_read_the_same_entries() {
     let listing = read_with("python3", &["-c", script], &bytes);
     assert_eq!(listing.lines().count(), all.len());
     for (line, (entry, body)) in listing.lines().zip(&all) {
-        let rest = format!(" {} 0o{:o} {} {}", body.len(), entry.mode, entry.uid, entry.mtime_seconds);
+        let rest =
+            format!(" {} 0o{:o} {} {}", body.len(), entry.mode, entry.uid, entry.mtime_seconds);
         assert!(line.ends_with(&rest), "{line} ends in {rest}");
     }
 }

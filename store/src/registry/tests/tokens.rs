@@ -174,6 +174,23 @@ async fn identity_tokens_are_posted_and_fall_back() {
 }
 
 #[tokio::test]
+async fn an_identity_token_is_not_posted_to_another_origin() {
+    let thief = Scripted::start(|_| Reply::json(r#"{"token":"t"}"#)).await;
+    let location = thief.url("/token");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let realm = format!("http://{}/token", listener.local_addr().unwrap());
+    let server = Scripted::start_on(listener, move |request| match request.path() {
+        "/token" => Reply::new(307).header("location", location.clone()),
+        _ => Reply::new(401).header("www-authenticate", format!(r#"Bearer realm="{realm}""#)),
+    });
+    let identity = Some(Credential::IdentityToken(Secret::new("id")));
+    let registry = client_with(RegistryOptions::default(), identity);
+    let error = registry.resolve(&image(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Protocol);
+    assert!(thief.lines().is_empty());
+}
+
+#[tokio::test]
 async fn a_refused_login_is_told() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let realm = format!("http://{}/token", listener.local_addr().unwrap());

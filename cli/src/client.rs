@@ -1,0 +1,35 @@
+//! What this client offers the engine: the places it keeps credentials and certificates, and where output goes.
+
+pub(crate) mod certificates;
+pub(crate) mod output;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use slipway_engine::store::registry::docker_config::DockerConfig;
+use slipway_engine::store::registry::{Anonymous, Credentials};
+use slipway_engine::{Engine, EngineOptions};
+
+use crate::command::Context;
+use crate::failure::Failure;
+
+/// Opens the engine over the state folder.
+///
+/// # Errors
+/// When the folder cannot be used or a configuration file is malformed.
+pub(crate) fn open_engine(context: &Context) -> Result<Engine, Failure> {
+    let settings = &context.settings;
+    let mut options = EngineOptions::new(&settings.root);
+    options.registries = certificates::hosts(&settings.certs_dir)?;
+    options.credentials = credentials(settings.docker_config_dir.as_deref())?;
+    Engine::open(options).map_err(|error| {
+        Failure::of(&error).hint("choose another state folder with --root DIR or SLIPWAY_ROOT")
+    })
+}
+
+fn credentials(folder: Option<&Path>) -> Result<Arc<dyn Credentials>, Failure> {
+    let Some(path) = folder.map(|folder| folder.join("config.json")).filter(|path| path.exists()) else {
+        return Ok(Arc::new(Anonymous));
+    };
+    Ok(Arc::new(DockerConfig::load(&path).map_err(|error| Failure::of(&error))?))
+}
