@@ -49,7 +49,7 @@ fn run(arguments: Vec<OsString>, printer: &Printer) -> Result<u8, Failure> {
             return Ok(0);
         }
         Err(error) => {
-            printer.error_text(&error.render().to_string());
+            printer.error_text(&shown(&error.render().to_string()));
             return Ok(if is_run { EXIT_RUN_FAILED } else { EXIT_FAILURE });
         }
     };
@@ -64,6 +64,11 @@ fn context(global: &GlobalArgs, printer: &Printer) -> Result<Context, Failure> {
     let environment = Environment::of_process();
     let settings = Settings::resolve(global, &environment, rustix::process::geteuid().is_root())?;
     Ok(Context { settings, environment, printer: printer.clone() })
+}
+
+/// Says it as every other error is said.
+fn shown(error: &str) -> String {
+    error.strip_prefix("error:").map_or_else(|| error.to_owned(), |rest| format!("ERROR:{rest}"))
 }
 
 /// Writes what happens inside to standard error.

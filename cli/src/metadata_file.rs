@@ -24,11 +24,10 @@ pub(crate) struct BuildMetadata {
 }
 
 impl BuildMetadata {
-    /// Returns the id that `--quiet` and `--iidfile` tell: the config's digest if there is one, else the image's.
+    /// Returns the id that `--quiet` and `--iidfile` tell: what the image is called in the store, as Docker does with
+    /// its containerd image store.
     pub(crate) fn image_id(&self) -> Option<&Digest> {
-        self.config_digest
-            .as_ref()
-            .or_else(|| self.descriptor.as_ref().map(|descriptor| &descriptor.digest))
+        self.descriptor.as_ref().map(|descriptor| &descriptor.digest)
     }
 
     /// Returns the document of the metadata file.

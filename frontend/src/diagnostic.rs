@@ -136,7 +136,12 @@ impl FrontendError {
 
     /// Wraps an error of the bridge and says what was tried.
     pub fn from_bridge(mut diagnostic: Diagnostic, source: BridgeError) -> Self {
-        diagnostic.message = format!("{}: {}", diagnostic.message, source.message);
+        // What the bridge says often begins with the same name already.
+        diagnostic.message = if source.message.contains(&diagnostic.message) {
+            source.message.clone()
+        } else {
+            format!("{}: {}", diagnostic.message, source.message)
+        };
         Self { diagnostics: vec![diagnostic], source: Some(source) }
     }
 

@@ -1,7 +1,8 @@
 //! Whole Dockerfiles, from their bytes to the graph and config, compared with what `testdata` says.
 //!
 //! Each folder of `testdata` has a `Dockerfile`, the outcome in `expected.txt`, and perhaps `attrs` (one `key=value` a
-//! line). Its other files are the build context. `UPDATE_GOLDEN=1` writes the outcomes anew, to be read in the diff.
+//! line). Its other files are the build context. The digests of vertices and the configs were compared with those that
+//! BuildKit's own frontend (commit 73ed682) makes of the same files; only the context lacks what a client adds to it. `UPDATE_GOLDEN=1` writes the outcomes anew, to be read in the diff.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -164,7 +165,7 @@ fn describe(definition: &Definition, text: &mut String) {
         let metadata = &definition.metadata[digest];
         let name = metadata.description.get("llb.customname").map_or("", String::as_str);
         let cache = if metadata.ignore_cache { " (no cache)" } else { "" };
-        writeln!(text, "{position}: {name}{cache}").unwrap();
+        writeln!(text, "{position} {}: {name}{cache}", digest.short()).unwrap();
         let locations =
             definition.source.as_ref().and_then(|source| source.locations.get(&digest.to_string()));
         for location in locations.iter().flat_map(|locations| &locations.locations) {

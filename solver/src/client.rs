@@ -179,7 +179,7 @@ fn wanted(followed: &BTreeSet<Vec<u8>>, path: &[u8]) -> Verdict {
         }
         at = split(at).0;
     }
-    let below = join(path, b"/");
+    let below = [path, b"/"].concat();
     let first = followed.range(below.clone()..).next();
     if first.is_some_and(|found| found.starts_with(&below)) { Verdict::Look } else { Verdict::Skip }
 }

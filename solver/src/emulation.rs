@@ -36,7 +36,14 @@ pub struct EmulationOptions {
 
 impl Default for EmulationOptions {
     fn default() -> Self {
-        let search = ["/usr/local/bin", "/usr/bin", "/usr/local/libexec", "/usr/libexec", "/opt/qemu/bin", "/bin"];
+        let search = [
+            "/usr/local/bin",
+            "/usr/bin",
+            "/usr/local/libexec",
+            "/usr/libexec",
+            "/opt/qemu/bin",
+            "/bin",
+        ];
         Self {
             search: search.map(PathBuf::from).into(),
             host_table: "/proc/sys/fs/binfmt_misc".into(),
@@ -99,8 +106,11 @@ impl Emulation {
             }
         }
         let entries = host_entries(&options.host_table);
-        let registered =
-            ARCHITECTURES.iter().filter(|a| entries.iter().any(|entry| entry.runs(a))).map(|a| a.name).collect();
+        let registered = ARCHITECTURES
+            .iter()
+            .filter(|a| entries.iter().any(|entry| entry.runs(a)))
+            .map(|a| a.name)
+            .collect();
         Self { host, options: options.clone(), emulators, unusable, registered, private }
     }
 
@@ -117,7 +127,9 @@ impl Emulation {
             return self.missing(format!("this processor lacks what {platform} programs need"));
         }
         // What the emulators imitate; the newest vector instructions are not among it.
-        if platform.architecture == "amd64" && matches!(platform.variant.as_deref(), Some("v3" | "v4")) {
+        if platform.architecture == "amd64"
+            && matches!(platform.variant.as_deref(), Some("v3" | "v4"))
+        {
             return self.missing("the emulator offers no more than amd64/v2".into());
         }
         let name = platform.architecture.as_str();
@@ -147,7 +159,9 @@ impl Emulation {
             own.iter().map(|variant| Platform::new("linux", a.name, *variant))
         });
         for platform in variants {
-            if !platforms.contains(&platform) && !matches!(self.runs(&platform), Support::Missing { .. }) {
+            if !platforms.contains(&platform)
+                && !matches!(self.runs(&platform), Support::Missing { .. })
+            {
                 platforms.push(platform);
             }
         }
@@ -167,8 +181,9 @@ impl Emulation {
             let Some(path) = self.emulators.get(architecture.name) else { continue };
             // Emulators side by side come from one package.
             let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
-            let keeps =
-                *versions.entry(folder).or_insert_with(|| version(path) >= Some(KEEPS_FIRST_ARGUMENT_SINCE));
+            let keeps = *versions
+                .entry(folder)
+                .or_insert_with(|| version(path) >= Some(KEEPS_FIRST_ARGUMENT_SINCE));
             if let Some(text) = path.to_str() {
                 list.push((text.to_owned(), architecture.register_line(text, keeps)));
             }
@@ -178,7 +193,8 @@ impl Emulation {
 
     /// Explains a program whose format the kernel refused although its platform should run.
     pub(crate) fn format_hint(&self, platform: &Platform) -> String {
-        let others = self.platforms().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let others =
+            self.platforms().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         format!(
             "it is not a {platform} program, or a script without a `#!` line; this machine runs {others}. Is the base \
              image for another platform, or does qemu-user-static need installing?"
@@ -190,12 +206,14 @@ impl Emulation {
     }
 
     fn nothing_found(&self, name: &str) -> String {
-        let folders: Vec<String> = self.options.search.iter().map(|folder| folder.display().to_string()).collect();
+        let folders: Vec<String> =
+            self.options.search.iter().map(|folder| folder.display().to_string()).collect();
         let searched = match ARCHITECTURES.iter().find(|a| a.name == name) {
             None => return format!("no emulator is known for {name}"),
             Some(architecture) => architecture.programs().join(" or "),
         };
-        let unusable = self.unusable.get(name).map(|reason| format!("; {reason}")).unwrap_or_default();
+        let unusable =
+            self.unusable.get(name).map(|reason| format!("; {reason}")).unwrap_or_default();
         format!(
             "no {searched} in {}, and {} has no entry for it with the flag F{unusable}. Install the package \
              qemu-user-static, or cross-compile with FROM --platform=$BUILDPLATFORM",
@@ -261,7 +279,8 @@ fn parse_version(text: &str) -> Option<u32> {
 }
 
 fn kernel_version(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
@@ -274,7 +293,9 @@ fn runs_natively(host: &Platform, platform: &Platform) -> bool {
         ("amd64", "amd64") => variant.is_none_or(|level| amd64_level() >= level_number(level)),
         ("amd64", "386") => true,
         ("arm64", "arm") => runs_32_bit_arm(),
-        ("arm", "arm") => host.variant.as_deref().map_or(7, level_number) >= variant.map_or(7, level_number),
+        ("arm", "arm") => {
+            host.variant.as_deref().map_or(7, level_number) >= variant.map_or(7, level_number)
+        }
         (own, other) => own == other,
     }
 }
@@ -289,7 +310,8 @@ fn amd64_level() -> u32 {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
-        let v2 = has!("cmpxchg16b") && has!("popcnt") && has!("sse3") && has!("ssse3") && has!("sse4.2");
+        let v2 =
+            has!("cmpxchg16b") && has!("popcnt") && has!("sse3") && has!("ssse3") && has!("sse4.2");
         let v3 = v2
             && has!("avx2")
             && has!("bmi1")
@@ -349,7 +371,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_says_what_to_install() {
-        let Support::Missing { reason } = amd64_host().runs(&Platform::new("linux", "s390x", None)) else {
+        let Support::Missing { reason } = amd64_host().runs(&Platform::new("linux", "s390x", None))
+        else {
             panic!("it runs");
         };
         assert!(reason.contains("qemu-s390x-static") && reason.contains("/usr/bin"), "{reason}");

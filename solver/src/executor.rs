@@ -8,6 +8,7 @@
 
 mod capability;
 mod helper;
+mod mount;
 mod mountpoint;
 mod protocol;
 mod root;
@@ -190,7 +191,9 @@ pub enum ExecError {
         searched: String,
     },
     /// The command is there but what it names to run it is not: a script's `#!` line or a dynamic linker.
-    #[error("exec: {command:?}: found, but the interpreter it names is not in this root file system (check its `#!` line or C library)")]
+    #[error(
+        "exec: {command:?}: found, but the interpreter it names is not in this root file system (check its `#!` line or C library)"
+    )]
     InterpreterMissing {
         /// The command's path.
         command: String,

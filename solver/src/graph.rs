@@ -27,6 +27,8 @@ pub struct Vertex {
     pub(crate) fresh: bool,
     ranges: Vec<pb::Range>,
     source: Option<Arc<pb::SourceInfo>>,
+    /// The key if it is known without executing anything.
+    pub(crate) quick_key: OnceCell<Result<Option<ResultKey>>>,
     pub(crate) key: OnceCell<Result<ResultKey>>,
     pub(crate) results: OnceCell<Result<Vec<Snapshot>>>,
     pub(crate) announced: std::sync::atomic::AtomicBool,
@@ -98,6 +100,7 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
                 source: location
                     .and_then(|location| usize::try_from(location.source_index).ok())
                     .and_then(|at| sources.get(at).cloned()),
+                quick_key: OnceCell::new(),
                 key: OnceCell::new(),
                 results: OnceCell::new(),
                 announced: false.into(),

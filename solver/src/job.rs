@@ -150,12 +150,13 @@ impl Job {
         async move { vertex.key.get_or_init(|| self.compute_key(vertex)).await.clone() }.boxed()
     }
 
-    async fn edge_key(&self, edge: &Edge) -> Result<ResultKey> {
-        let key = self.key(&edge.vertex).await?;
-        Ok(output_key(&key, edge.index))
+    fn quick_key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> BoxFuture<'a, Result<Option<ResultKey>>> {
+        async move { vertex.quick_key.get_or_init(|| self.compute_quick_key(vertex)).await.clone() }.boxed()
     }
 
-    async fn compute_key(&self, vertex: &Arc<Vertex>) -> Result<ResultKey> {
+    /// Finds the key without executing anything: `None` when a step below must run first, because its content is part
+    /// of the key and was never seen.
+    async fn compute_quick_key(&self, vertex: &Arc<Vertex>) -> Result<Option<ResultKey>> {
         let key = match &vertex.op {
             pb::op::Op::Source(source) if source.identifier.starts_with("local://") => {
                 let view = self.local(vertex).await?;
@@ -172,101 +173,106 @@ impl Job {
                 }
                 ResultKey(hash.finalize().into())
             }
-            pb::op::Op::Exec(op) => {
-                // A proxy changes how bytes arrive, not which.
-                let mut op = op.clone();
-                if let Some(meta) = &mut op.meta {
-                    meta.proxy_env = None;
-                }
-                self.definition_key(b"exec", &encode(&op), vertex, true).await?
-            }
-            pb::op::Op::File(op) => self.file_key(vertex, op).await?,
-            pb::op::Op::Merge(op) => self.definition_key(b"merge", &encode(op), vertex, false).await?,
-            pb::op::Op::Diff(op) => self.definition_key(b"diff", &encode(op), vertex, false).await?,
+            pb::op::Op::File(op) => return self.quick_file_key(vertex, op).await,
             pb::op::Op::Build(_) | pb::op::Op::Passthrough(_) => {
                 return Err(SolveError::from(Cause::Unsupported("this kind of build step".into()))
                     .at(|| vertex.failed()));
             }
+            pb::op::Op::Exec(_) | pb::op::Op::Merge(_) | pb::op::Op::Diff(_) => {
+                let inputs = try_join_all(vertex.inputs.iter().map(|edge| self.quick_key(&edge.vertex))).await?;
+                match inputs.into_iter().collect::<Option<Vec<_>>>() {
+                    Some(inputs) => definition_key(vertex, &inputs),
+                    None => return Ok(None),
+                }
+            }
         };
-        Ok(key)
+        Ok(Some(key))
     }
 
-    async fn definition_key(
-        &self,
-        tag: &[u8],
-        op: &[u8],
-        vertex: &Arc<Vertex>,
-        platform: bool,
-    ) -> Result<ResultKey> {
-        let mut hash = tagged(tag);
-        hash.update((op.len() as u64).to_le_bytes());
-        hash.update(op);
-        if platform {
-            hash.update(vertex.platform.clone().unwrap_or_else(Platform::host).to_string());
-            hash.update([0]);
+    async fn compute_key(&self, vertex: &Arc<Vertex>) -> Result<ResultKey> {
+        if let Some(key) = self.quick_key(vertex).await? {
+            return Ok(key);
         }
-        for key in try_join_all(vertex.inputs.iter().map(|edge| self.edge_key(edge))).await? {
-            hash.update(key.0);
+        match &vertex.op {
+            pb::op::Op::File(op) => self.file_key(vertex, op).await,
+            _ => {
+                let inputs = try_join_all(vertex.inputs.iter().map(|edge| self.key(&edge.vertex))).await?;
+                Ok(definition_key(vertex, &inputs))
+            }
         }
-        Ok(ResultKey(hash.finalize().into()))
     }
 
     /// A file operation is identified by what it does, what it does it to, and the content it reads. The content of a
     /// step's result is known only once the step has run, so the step's key is kept as another name of it.
+    async fn quick_file_key(&self, vertex: &Arc<Vertex>, op: &pb::FileOp) -> Result<Option<ResultKey>> {
+        let reads = FileReads::of(vertex, op);
+        let bases = try_join_all(reads.bases.iter().map(|at| self.quick_key(&vertex.inputs[*at].vertex))).await?;
+        let Some(bases) = bases.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? else { return Ok(None) };
+        if reads.certain() {
+            return self.file_content(vertex, op, &reads, &bases).await.map(Some);
+        }
+        if vertex.fresh {
+            return Ok(None);
+        }
+        let store = self.store().clone();
+        Ok(blocking::run(move || store.alias(&definition)).await?)
+    }
+
+    /// Finds the key by executing what is read; what is read and what it is copied onto are solved at the same time.
     async fn file_key(&self, vertex: &Arc<Vertex>, op: &pb::FileOp) -> Result<ResultKey> {
-        let count = vertex.inputs.len();
-        let input = |index: i64| usize::try_from(index).ok().filter(|index| *index < count);
-        let bases: BTreeSet<usize> = op.actions.iter().filter_map(|action| input(action.input)).collect();
-        let mut base = tagged(b"file");
-        let encoded = encode(op);
-        base.update((encoded.len() as u64).to_le_bytes());
-        base.update(&encoded);
-        for at in &bases {
-            base.update((*at as u64).to_le_bytes());
-            base.update(self.edge_key(&vertex.inputs[*at]).await?.0);
-        }
-        // One digest per copy action that reads an input it does not change.
-        let mut definition = base.clone();
-        definition.update(b"definition");
-        let mut reads = vec![];
-        let mut certain = true;
-        for action in &op.actions {
-            let Some(pb::file_action::Action::Copy(copy)) = &action.action else { continue };
-            let Some(at) = input(action.secondary_input).filter(|at| !bases.contains(at)) else { continue };
-            let edge = &vertex.inputs[at];
-            let known = if is_local(&edge.vertex.op) {
-                let digest = self.read_digest(vertex, copy, edge).await?;
-                definition.update(digest);
-                Some(digest)
-            } else {
-                certain = false;
-                definition.update(self.edge_key(edge).await?.0);
-                None
-            };
-            reads.push((copy, edge, known));
-        }
-        let definition = ResultKey(definition.finalize().into());
-        if !certain && !vertex.fresh {
-            let store = self.store().clone();
-            if let Some(key) = blocking::run(move || store.alias(&definition)).await? {
-                return Ok(key);
-            }
-        }
-        let mut content = base;
-        content.update(b"content");
-        for (copy, edge, known) in reads {
-            let digest = match known {
-                Some(digest) => digest,
-                None => self.read_digest(vertex, copy, edge).await?,
-            };
-            content.update(digest);
-        }
-        let key = ResultKey(content.finalize().into());
-        if !certain {
+        let reads = FileReads::of(vertex, op);
+        let bases = try_join_all(reads.bases.iter().map(|at| self.key(&vertex.inputs[*at].vertex)));
+        let sources = try_join_all(reads.copies.iter().map(|(_, at)| self.view(&vertex.inputs[*at])));
+        let (bases, _) = futures::try_join!(bases, sources)?;
+        let key = self.file_content(vertex, op, &reads, &bases).await?;
+        if let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? {
             let store = self.store().clone();
             blocking::run(move || store.remember_alias(&definition, &key)).await?;
         }
         Ok(key)
+    }
+
+    /// The name of a file operation by the keys of what it reads; `None` while one of them is not known.
+    async fn file_definition(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &pb::FileOp,
+        reads: &FileReads<'_>,
+        bases: &[ResultKey],
+    ) -> Result<Option<ResultKey>> {
+        let mut hash = reads.start(vertex, op, bases);
+        hash.update(b"definition");
+        for (copy, at) in &reads.copies {
+            let edge = &vertex.inputs[*at];
+            if is_local(&edge.vertex.op) {
+                hash.update(self.read_digest(vertex, copy, edge).await?);
+            } else {
+                let known = match edge.vertex.key.get() {
+                    Some(key) => Some(key.clone()?),
+                    None => self.quick_key(&edge.vertex).await?,
+                };
+                let Some(key) = known else { return Ok(None) };
+                hash.update(output_key(&key, edge.index).0);
+            }
+        }
+        Ok(Some(ResultKey(hash.finalize().into())))
+    }
+
+    /// The name of a file operation by the content of what it reads.
+    async fn file_content(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &pb::FileOp,
+        reads: &FileReads<'_>,
+        bases: &[ResultKey],
+    ) -> Result<ResultKey> {
+        let mut hash = reads.start(vertex, op, bases);
+        hash.update(b"content");
+        for (copy, at) in &reads.copies {
+            hash.update(self.read_digest(vertex, copy, &vertex.inputs[*at]).await?);
+        }
+        Ok(ResultKey(hash.finalize().into()))
     }
 
     async fn read_digest(&self, vertex: &Arc<Vertex>, copy: &pb::FileActionCopy, edge: &Edge) -> Result<[u8; 32]> {
@@ -561,6 +567,78 @@ fn tagged(kind: &[u8]) -> Sha256 {
     hash.update(kind);
     hash.update([0]);
     hash
+}
+
+/// The key of a step that is identified by what it does and the keys of its inputs.
+fn definition_key(vertex: &Vertex, inputs: &[ResultKey]) -> ResultKey {
+    let (tag, op): (&[u8], Vec<u8>) = match &vertex.op {
+        pb::op::Op::Exec(op) => {
+            // A proxy changes how bytes arrive, not which.
+            let mut op = op.clone();
+            if let Some(meta) = &mut op.meta {
+                meta.proxy_env = None;
+            }
+            let platform = vertex.platform.clone().unwrap_or_else(Platform::host).to_string();
+            (b"exec", [platform.as_bytes(), &[0], &encode(&op)].concat())
+        }
+        pb::op::Op::Merge(op) => (b"merge", encode(op)),
+        pb::op::Op::Diff(op) => (b"diff", encode(op)),
+        pb::op::Op::File(op) => (b"file", encode(op)),
+        pb::op::Op::Source(op) => (b"source", encode(op)),
+        pb::op::Op::Build(op) => (b"build", encode(op)),
+        pb::op::Op::Passthrough(op) => (b"passthrough", encode(op)),
+    };
+    let mut hash = tagged(tag);
+    hash.update((op.len() as u64).to_le_bytes());
+    hash.update(op);
+    for (key, edge) in inputs.iter().zip(&vertex.inputs) {
+        hash.update(output_key(key, edge.index).0);
+    }
+    ResultKey(hash.finalize().into())
+}
+
+/// Which inputs a file operation changes and which it only reads.
+struct FileReads<'a> {
+    bases: Vec<usize>,
+    /// Copies with the input they read.
+    copies: Vec<(&'a pb::FileActionCopy, usize)>,
+    all_local: bool,
+}
+
+impl<'a> FileReads<'a> {
+    fn of(vertex: &Vertex, op: &'a pb::FileOp) -> Self {
+        let count = vertex.inputs.len();
+        let input = |index: i64| usize::try_from(index).ok().filter(|index| *index < count);
+        let bases: BTreeSet<usize> = op.actions.iter().filter_map(|action| input(action.input)).collect();
+        let copies: Vec<_> = op
+            .actions
+            .iter()
+            .filter_map(|action| {
+                let Some(pb::file_action::Action::Copy(copy)) = &action.action else { return None };
+                let at = input(action.secondary_input).filter(|at| !bases.contains(at))?;
+                Some((copy, at))
+            })
+            .collect();
+        let all_local = copies.iter().all(|(_, at)| is_local(&vertex.inputs[*at].vertex.op));
+        Self { bases: bases.into_iter().collect(), copies, all_local }
+    }
+
+    /// Whether the content of everything that is read is known without executing anything.
+    fn certain(&self) -> bool {
+        self.all_local
+    }
+
+    fn start(&self, vertex: &Vertex, op: &pb::FileOp, bases: &[ResultKey]) -> Sha256 {
+        let mut hash = tagged(b"file");
+        let encoded = encode(op);
+        hash.update((encoded.len() as u64).to_le_bytes());
+        hash.update(&encoded);
+        for (at, key) in self.bases.iter().zip(bases) {
+            hash.update((*at as u64).to_le_bytes());
+            hash.update(output_key(key, vertex.inputs[*at].index).0);
+        }
+        hash
+    }
 }
 
 fn output_key(key: &ResultKey, output: usize) -> ResultKey {

@@ -1,7 +1,10 @@
 //! The sandbox for real: needs root, and the Debian packages busybox-static and qemu-user-static.
 //!
 //! Not the usual test harness: this program must be able to serve as the sandbox helper before any thread starts.
-#![expect(clippy::unwrap_used, reason = "all of it is tests, without the harness that clippy knows tests by")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of it is tests, without the harness that clippy knows tests by"
+)]
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -12,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use slipway_solver::executor::{
-    ExecError, ExecMount, ExecMountKind, ExecSpec, Executor, Exit, Network, SandboxExecutor, SandboxOptions, Stdio,
-    Stream, Writable, helper_main, is_helper, prepare_stub, remove_stubs,
+    ExecError, ExecMount, ExecMountKind, ExecSpec, Executor, Exit, Network, SandboxExecutor,
+    SandboxOptions, Stdio, Stream, Writable, helper_main, is_helper, prepare_stub, remove_stubs,
 };
 use slipway_spec::platform::Platform;
 use tokio::sync::mpsc;
@@ -77,7 +80,10 @@ struct Scratch {
 impl Scratch {
     fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "the sandbox tests need root");
-        assert!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: install the Debian package busybox-static");
+        assert!(
+            Path::new(BUSYBOX).exists(),
+            "{BUSYBOX} is missing: install the Debian package busybox-static"
+        );
         let folder = tempfile::tempdir().unwrap();
         let scratch = Self { folder };
         let base = scratch.path("base");
@@ -88,7 +94,11 @@ impl Scratch {
         for applet in applets() {
             let _exists = symlink("busybox", base.join("bin").join(applet));
         }
-        fs::write(base.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/srv/app:/bin/sh\n").unwrap();
+        fs::write(
+            base.join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/srv/app:/bin/sh\n",
+        )
+        .unwrap();
         fs::write(base.join("etc/group"), "root:x:0:\nstaff:x:50:app\napp:x:1001:\n").unwrap();
         prepare_stub(&scratch.path("stub")).unwrap();
         scratch
@@ -176,17 +186,24 @@ async fn run_with(executor: &SandboxExecutor, spec: ExecSpec) -> Ran {
     let collect = async {
         let (mut stdout, mut stderr) = (vec![], vec![]);
         while let Some((stream, bytes)) = source.recv().await {
-            if stream == Stream::Stdout { &mut stdout } else { &mut stderr }.extend_from_slice(&bytes);
+            if stream == Stream::Stdout { &mut stdout } else { &mut stderr }
+                .extend_from_slice(&bytes);
         }
-        (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr).into_owned())
+        (
+            String::from_utf8_lossy(&stdout).into_owned(),
+            String::from_utf8_lossy(&stderr).into_owned(),
+        )
     };
     let (result, (stdout, stderr)) = tokio::join!(executor.run(spec, Stdio::Piped(sink)), collect);
     Ran { result, stdout, stderr }
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), future).await.expect("it hangs") })
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(60), future).await.expect("it hangs")
+    })
 }
 
 fn run(spec: ExecSpec) -> Ran {
@@ -238,7 +255,10 @@ fn bad_users_and_folders_are_errors() {
     let scratch = Scratch::new();
     for user in ["nobody", "4294967296", "-1", "app:none"] {
         let ran = run(ExecSpec { user: user.into(), ..scratch.spec("user", "true") });
-        assert!(matches!(ran.error(), ExecError::User { user: named, .. } if named == user), "{user}");
+        assert!(
+            matches!(ran.error(), ExecError::User { user: named, .. } if named == user),
+            "{user}"
+        );
     }
     fs::remove_file(scratch.path("base/etc/passwd")).unwrap();
     Command::new("mkfifo").arg(scratch.path("base/etc/passwd")).status().unwrap();
@@ -254,7 +274,9 @@ fn bad_users_and_folders_are_errors() {
 
 fn writes_land_in_the_upper_folder_only() {
     let scratch = Scratch::new();
-    scratch.shell("echo new > /etc/new; rm /etc/group; chown 33:44 /etc/passwd; mkdir -m 711 /made").out();
+    scratch
+        .shell("echo new > /etc/new; rm /etc/group; chown 33:44 /etc/passwd; mkdir -m 711 /made")
+        .out();
     let upper = scratch.path("step-upper");
     assert_eq!(fs::read_to_string(upper.join("etc/new")).unwrap(), "new\n");
     assert!(fs::symlink_metadata(upper.join("etc/group")).unwrap().file_type().is_char_device());
@@ -285,7 +307,10 @@ fn commands_that_cannot_run_say_why() {
     };
     let missing = error(&["no-such-command"]);
     assert!(matches!(missing, ExecError::CommandNotFound { .. }), "{missing}");
-    assert_eq!(missing.to_string(), "exec: \"no-such-command\": executable file not found in $PATH");
+    assert_eq!(
+        missing.to_string(),
+        "exec: \"no-such-command\": executable file not found in $PATH"
+    );
     assert_eq!(missing.exit_code(), Some(127));
     assert!(matches!(error(&["/none/such"]), ExecError::CommandNotFound { .. }));
     assert!(matches!(error(&["denied"]), ExecError::NotExecutable { .. }));
@@ -298,7 +323,10 @@ fn commands_that_cannot_run_say_why() {
 
 fn without_a_network_only_loopback_is_there() {
     let scratch = Scratch::new();
-    let mut spec = scratch.spec("net", "ls /sys/class/net; ip addr show lo | grep -c 127.0.0.1; wc -c < /etc/resolv.conf");
+    let mut spec = scratch.spec(
+        "net",
+        "ls /sys/class/net; ip addr show lo | grep -c 127.0.0.1; wc -c < /etc/resolv.conf",
+    );
     spec.network = Network::None;
     assert_eq!(run(spec).out(), "lo\n1\n0");
 }
@@ -308,7 +336,8 @@ fn processes(word: &str) -> usize {
     let all = fs::read_dir("/proc").unwrap().flatten();
     all.filter(|entry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(word) && entry.file_name() != *std::process::id().to_string()
+        String::from_utf8_lossy(&line).contains(word)
+            && entry.file_name() != *std::process::id().to_string()
     })
     .count()
 }
@@ -317,7 +346,10 @@ fn dropping_a_run_kills_all_its_processes() {
     let scratch = Scratch::new();
     block_on(async {
         let executor = executor();
-        let spec = scratch.spec("drop", "setsid sh -c 'sleep 7654321' & (sleep 7654321 &) ; echo up; sleep 7654321");
+        let spec = scratch.spec(
+            "drop",
+            "setsid sh -c 'sleep 7654321' & (sleep 7654321 &) ; echo up; sleep 7654321",
+        );
         let (sink, mut source) = mpsc::channel(16);
         let mut step = executor.run(spec, Stdio::Piped(sink));
         tokio::select! {
@@ -403,13 +435,34 @@ fn helper_of_this_process() -> u32 {
 
 fn masked_and_read_only_paths_hold() {
     let scratch = Scratch::new();
-    assert_eq!(scratch.shell("cat /proc/interrupts /proc/keys /proc/timer_list 2>/dev/null | wc -c").out(), "0");
-    assert_eq!(scratch.shell("ls -A /sys/firmware /proc/scsi 2>/dev/null | grep -v : | wc -w").out(), "0");
-    for path in ["/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/sys/kernel/uevent_helper", "/etc/hosts"] {
+    assert_eq!(
+        scratch.shell("cat /proc/interrupts /proc/keys /proc/timer_list 2>/dev/null | wc -c").out(),
+        "0"
+    );
+    assert_eq!(
+        scratch.shell("ls -A /sys/firmware /proc/scsi 2>/dev/null | grep -v : | wc -w").out(),
+        "0"
+    );
+    for path in [
+        "/proc/sys/kernel/hostname",
+        "/proc/sysrq-trigger",
+        "/sys/kernel/uevent_helper",
+        "/etc/hosts",
+    ] {
         assert_ne!(scratch.shell(&format!("echo x > {path}")).code(), 0, "{path}");
     }
-    assert_eq!(scratch.shell("ls /dev").out(), "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero");
-    assert_eq!(scratch.shell("echo x > /dev/null; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c").out(), "4\n4");
+    assert_eq!(
+        scratch.shell("ls /dev").out(),
+        "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero"
+    );
+    assert_eq!(
+        scratch
+            .shell(
+                "echo x > /dev/null; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c"
+            )
+            .out(),
+        "4\n4"
+    );
     // Only the step's own processes are to be seen.
     assert_eq!(scratch.shell("ls -d /proc/[0-9]* | wc -l").out(), "3");
 }
@@ -427,17 +480,27 @@ fn fourteen_capabilities_and_a_filter() {
 
 fn namespaces_and_mounts_are_refused() {
     let scratch = Scratch::new();
-    for command in ["unshare -m true", "unshare -U true", "mount -t tmpfs none /tmp", "umount /proc", "hostname x"] {
+    for command in [
+        "unshare -m true",
+        "unshare -U true",
+        "mount -t tmpfs none /tmp",
+        "umount /proc",
+        "hostname x",
+    ] {
         let ran = scratch.shell(command);
         assert_ne!(ran.code(), 0, "{command}");
         let said = ran.stderr.to_lowercase();
-        assert!(said.contains("not permitted") || said.contains("denied") || said.contains("root"), "{said}");
+        assert!(
+            said.contains("not permitted") || said.contains("denied") || said.contains("root"),
+            "{said}"
+        );
     }
 }
 
 fn insecure_steps_may_mount() {
     let scratch = Scratch::new();
-    let script = "mount -t tmpfs none /tmp && echo mounted; grep -c '^Seccomp:.0' /proc/self/status";
+    let script =
+        "mount -t tmpfs none /tmp && echo mounted; grep -c '^Seccomp:.0' /proc/self/status";
     let spec = ExecSpec { insecure: true, ..scratch.spec("insecure", script) };
     assert_eq!(run(spec).out(), "mounted\n1");
 }
@@ -445,10 +508,18 @@ fn insecure_steps_may_mount() {
 fn device_nodes_can_be_made_but_not_opened() {
     let scratch = Scratch::new();
     for folder in ["/", "/dev", "/dev/shm", "/tmp", "/cache"] {
-        let mut spec = scratch.spec("node", &format!("mknod {folder}/node c 1 3 && cat {folder}/node"));
+        let mut spec =
+            scratch.spec("node", &format!("mknod {folder}/node c 1 3 && cat {folder}/node"));
         spec.mounts = vec![
             mount("/tmp", ExecMountKind::Tmpfs { size: None }),
-            mount("/cache", ExecMountKind::Bind { source: scratch.made("cache"), subpath: None, readonly: false }),
+            mount(
+                "/cache",
+                ExecMountKind::Bind {
+                    source: scratch.made("cache"),
+                    subpath: None,
+                    readonly: false,
+                },
+            ),
         ];
         let ran = run(spec);
         assert!(ran.code() != 0 && ran.stderr.contains("can't open"), "{folder}: {}", ran.stderr);
@@ -550,15 +621,22 @@ fn a_swapped_source_never_shows_the_host() {
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let flags = rustix::fs::RenameFlags::EXCHANGE;
-                rustix::fs::renameat_with(rustix::fs::CWD, cache.join("a"), rustix::fs::CWD, cache.join("b"), flags)
-                    .unwrap();
+                rustix::fs::renameat_with(
+                    rustix::fs::CWD,
+                    cache.join("a"),
+                    rustix::fs::CWD,
+                    cache.join("b"),
+                    flags,
+                )
+                .unwrap();
             }
         });
         let seen: Vec<String> = block_on(async {
             let executor = executor();
             let mut seen = vec![];
             for n in 0..150 {
-                let mut spec = scratch.spec(&format!("swap{n}"), "ls -A /sub /cache/a/inner 2>&1; true");
+                let mut spec =
+                    scratch.spec(&format!("swap{n}"), "ls -A /sub /cache/a/inner 2>&1; true");
                 let bind = |subpath: Option<&str>| ExecMountKind::Bind {
                     source: cache.clone(),
                     subpath: subpath.map(Into::into),
@@ -577,14 +655,18 @@ fn a_swapped_source_never_shows_the_host() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         for text in seen {
             // The host's root has these; nothing that the step may see does.
-            assert!(!text.contains("boot") && !text.contains("work") && !text.contains("lost+found"), "{text}");
+            assert!(
+                !text.contains("boot") && !text.contains("work") && !text.contains("lost+found"),
+                "{text}"
+            );
         }
     });
 }
 
 fn mount_points_leave_no_trace() {
     let scratch = Scratch::new();
-    let mut spec = scratch.spec("stubs", "touch /root/.cache/tool/x; mkdir -p /made; echo kept > /opt/deep/kept");
+    let mut spec = scratch
+        .spec("stubs", "touch /root/.cache/tool/x; mkdir -p /made; echo kept > /opt/deep/kept");
     spec.mounts = vec![
         mount("/root/.cache/tool", ExecMountKind::Tmpfs { size: None }),
         mount("/opt/deep/er", ExecMountKind::Tmpfs { size: None }),
@@ -595,11 +677,19 @@ fn mount_points_leave_no_trace() {
     ran.out();
     let stubs = ran.result.unwrap().created_stubs;
     let paths: Vec<&str> = stubs.iter().map(|stub| stub.path.as_str()).collect();
-    assert_eq!(paths, ["opt", "opt/deep", "opt/deep/er", "relative", "root/.cache", "root/.cache/tool"]);
+    assert_eq!(
+        paths,
+        ["opt", "opt/deep", "opt/deep/er", "relative", "root/.cache", "root/.cache/tool"]
+    );
     let upper = scratch.path("stubs-upper");
     remove_stubs(&upper, &stubs).unwrap();
-    let find = Command::new("find").arg(&upper).args(["-mindepth", "1", "-printf", "%P\n"]).output().unwrap();
-    let mut left: Vec<String> = String::from_utf8(find.stdout).unwrap().lines().map(Into::into).collect();
+    let find = Command::new("find")
+        .arg(&upper)
+        .args(["-mindepth", "1", "-printf", "%P\n"])
+        .output()
+        .unwrap();
+    let mut left: Vec<String> =
+        String::from_utf8(find.stdout).unwrap().lines().map(Into::into).collect();
     left.sort();
     // The folder that held a mount point was copied up, unchanged.
     assert_eq!(left, ["made", "opt", "opt/deep", "opt/deep/kept", "root"]);
@@ -615,7 +705,10 @@ fn hosts_and_host_name_are_the_steps_own() {
         "buildkitsandbox\n127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n\
          192.0.2.7\tregistry.test"
     );
-    let spec = ExecSpec { hostname: "other".into(), ..scratch.spec("name", "hostname; grep -c other /etc/hosts") };
+    let spec = ExecSpec {
+        hostname: "other".into(),
+        ..scratch.spec("name", "hostname; grep -c other /etc/hosts")
+    };
     assert_eq!(run(spec).out(), "other\n1");
 }
 
@@ -635,8 +728,11 @@ fn a_terminal_becomes_the_steps_own() {
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
-    let theirs = rustix::fs::open(ptsname(&ours, vec![]).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
-    let mut spec = scratch.spec("tty", "tty; test -t 0 && echo yes > /dev/tty; read line; echo got $line");
+    let theirs =
+        rustix::fs::open(ptsname(&ours, vec![]).unwrap(), flags, rustix::fs::Mode::empty())
+            .unwrap();
+    let mut spec =
+        scratch.spec("tty", "tty; test -t 0 && echo yes > /dev/tty; read line; echo got $line");
     spec.tty = true;
     rustix::io::write(&ours, b"typed\n").unwrap();
     let stdio = Stdio::Files {
@@ -661,7 +757,8 @@ fn many_steps_run_at_once() {
     block_on(async {
         let executor = executor();
         let steps = (0..40).map(|n| {
-            let spec = scratch.spec(&format!("many{n}"), &format!("sleep 0.{}; echo {n}; exit {n}", n % 5));
+            let spec = scratch
+                .spec(&format!("many{n}"), &format!("sleep 0.{}; echo {n}; exit {n}", n % 5));
             run_with(&executor, spec)
         });
         let mut running = vec![];
@@ -669,7 +766,10 @@ fn many_steps_run_at_once() {
             running.push(Box::pin(step));
         }
         for (n, step) in futures_join(running).await.into_iter().enumerate() {
-            assert_eq!((step.code(), step.stdout.trim()), (i32::try_from(n).unwrap(), n.to_string().as_str()));
+            assert_eq!(
+                (step.code(), step.stdout.trim()),
+                (i32::try_from(n).unwrap(), n.to_string().as_str())
+            );
         }
     });
 }
@@ -685,7 +785,11 @@ async fn futures_join<F: Future + Unpin>(mut futures: Vec<F>) -> Vec<F::Output> 
                 *slot = Some(output);
             }
         }
-        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if done.iter().all(Option::is_some) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
     done.into_iter().map(Option::unwrap).collect()
@@ -696,7 +800,8 @@ fn a_killed_helper_is_replaced() {
     block_on(async {
         let executor = executor();
         let (sink, mut source) = mpsc::channel(16);
-        let mut step = executor.run(scratch.spec("first", "echo up; sleep 3456789"), Stdio::Piped(sink));
+        let mut step =
+            executor.run(scratch.spec("first", "echo up; sleep 3456789"), Stdio::Piped(sink));
         tokio::select! {
             _ = &mut step => panic!("it ended"),
             chunk = source.recv() => assert!(chunk.is_some()),
@@ -705,8 +810,11 @@ fn a_killed_helper_is_replaced() {
         let sleeper = processes("3456789");
         assert!(sleeper > 0);
         let helper = parent_of_step("3456789");
-        rustix::process::kill_process(rustix::process::Pid::from_raw(helper).unwrap(), rustix::process::Signal::KILL)
-            .unwrap();
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(helper).unwrap(),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
         let error = step.await.expect_err("it ended well");
         assert!(matches!(error, ExecError::Helper { .. }), "{error}");
         let start = Instant::now();
@@ -783,7 +891,11 @@ fn arm64_program() -> Vec<u8> {
 
 fn arm64(scratch: &Scratch, name: &str, script: &str) -> ExecSpec {
     let emulator = Path::new("/usr/bin/qemu-aarch64-static");
-    assert!(emulator.exists(), "{} is missing: install the Debian package qemu-user-static", emulator.display());
+    assert!(
+        emulator.exists(),
+        "{} is missing: install the Debian package qemu-user-static",
+        emulator.display()
+    );
     let program = scratch.path("base/bin/foreign");
     fs::write(&program, arm64_program()).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -798,12 +910,15 @@ fn foreign_programs_run_emulated() {
     assert_eq!(run(arm64(&scratch, "argv", script)).out(), "HELLO");
     let file = fs::metadata(scratch.path("argv-upper/file")).unwrap();
     assert_eq!((file.uid(), file.gid()), (33, 44));
-    let user = |script: &str, name: &str| ExecSpec { user: "app".into(), ..arm64(&scratch, name, script) };
+    let user =
+        |script: &str, name: &str| ExecSpec { user: "app".into(), ..arm64(&scratch, name, script) };
     assert_eq!(run(user("/bin/foreign", "user")).code(), 255);
-    fs::set_permissions(scratch.path("base/bin/foreign"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(scratch.path("base/bin/foreign"), fs::Permissions::from_mode(0o755))
+        .unwrap();
     let mut setuid = user("/bin/setuid", "setuid");
     fs::copy(scratch.path("base/bin/foreign"), scratch.path("base/bin/setuid")).unwrap();
-    fs::set_permissions(scratch.path("base/bin/setuid"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::set_permissions(scratch.path("base/bin/setuid"), fs::Permissions::from_mode(0o4755))
+        .unwrap();
     assert_eq!(run(setuid.clone()).out(), "/bin/");
     // As the first process, with no shell around it.
     setuid.args = vec!["/bin/setuid".into()];

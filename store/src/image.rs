@@ -120,13 +120,14 @@ impl Store {
             let image = to_image(row?)?;
             let mut entry = image.target;
             entry.annotations.insert(ANNOTATION_NAME.into(), image.name.clone());
-            if let Some(tag) = image.name.parse::<ImageReference>().ok().and_then(|r| r.tag().map(str::to_owned)) {
-                entry.annotations.insert(ANNOTATION_REF.into(), tag);
+            // One layout holds many images here, so the annotation must tell them apart: a tag alone would not.
+            if let Ok(reference) = image.name.parse::<ImageReference>() {
+                entry.annotations.insert(ANNOTATION_REF.into(), reference.familiar());
             }
             index.manifests.push(entry);
         }
         let bytes = serde_json::to_vec(&index).expect("indexes have string keys only");
-        replace_file(&self.content_folder().join("index.json"), &bytes, &self.root().join("tmp"))
+        replace_file(&self.content_folder().join("index.json"), &bytes)
     }
 
     /// Looks a full name up.

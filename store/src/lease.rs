@@ -107,6 +107,9 @@ fn scan(tmp: &Path) -> Result<Vec<Found>> {
     let mut found = vec![];
     for entry in fs::read_dir(tmp).at("read", tmp)? {
         let folder = entry.at("read", tmp)?.path();
+        if !folder.is_dir() {
+            continue;
+        }
         let path = folder.join(LOCK);
         let began = folder
             .file_name()

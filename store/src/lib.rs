@@ -87,9 +87,9 @@ impl Store {
             }
             let index = content.join("index.json");
             if !index.exists() {
-                replace_file(&index, image::EMPTY_INDEX, &root.join("tmp"))?;
+                replace_file(&index, image::EMPTY_INDEX)?;
             }
-            replace_file(&marker, OCI_LAYOUT, &root.join("tmp"))?;
+            replace_file(&marker, OCI_LAYOUT)?;
         }
         let lease = ProcessLease::acquire(&root.join("tmp"))?;
         let metadata = Metadata::open(&root.join("metadata.db"))?;
@@ -147,11 +147,12 @@ fn overlay_here() -> Overlay {
 }
 
 /// Writes a file in one step: readers see the old or the new content.
-fn replace_file(target: &Path, bytes: &[u8], tmp: &Path) -> Result<()> {
+fn replace_file(target: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write as _;
-    let mut name = std::ffi::OsString::from(format!("new-{}-", std::process::id()));
+    let mut name = std::ffi::OsString::from(".");
     name.push(target.file_name().unwrap_or_default());
-    let path = tmp.join(name);
+    name.push(format!(".{}", std::process::id()));
+    let path = target.with_file_name(name);
     let mut file = fs::File::create(&path).at("create", &path)?;
     file.write_all(bytes).at("write", &path)?;
     file.sync_all().at("write", &path)?;

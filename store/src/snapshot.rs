@@ -366,7 +366,9 @@ impl Store {
             return tree.write_folder(folder, self.overlay());
         }
         let blob = self.usable_blob(layer)?.ok_or_else(|| not_here(layer, &row.description))?;
-        match self.unpack(&blob, row, folder, None) {
+        // Nothing lies below a base layer, so there is nothing that it could need.
+        let nothing = LayerStack::empty();
+        match self.unpack(&blob, row, folder, below.is_empty().then_some(&nothing)) {
             Err(Unpack::NeedsLower) => {}
             Err(Unpack::Failed(error)) => return Err(error),
             Ok(()) => return Ok(()),

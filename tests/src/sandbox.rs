@@ -84,9 +84,14 @@ impl Sandbox {
 
     /// Trusts the certificate authority of a registry, as files below `certs.d` do.
     pub fn trust(&self, registry: &Registry) {
+        self.trust_authority_of(registry, registry);
+    }
+
+    /// Lets the certificate authority of one registry vouch for another.
+    pub fn trust_authority_of(&self, authority: &Registry, registry: &Registry) {
         let directory = self.path("certs").join(registry.host());
         fs::create_dir_all(&directory).expect("create a directory");
-        fs::copy(registry.authority(), directory.join("ca.crt")).expect("copy the certificate");
+        fs::copy(authority.authority(), directory.join("ca.crt")).expect("copy the certificate");
     }
 
     /// Starts to describe a run of `slipway`.

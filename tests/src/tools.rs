@@ -51,6 +51,19 @@ pub fn base_archive() -> &'static Path {
     })
 }
 
+/// Returns bytes that do not compress, the same ones each time.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        // Marsaglia's xorshift.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.flatten().take(length).collect()
+}
+
 /// Returns the platform of this machine, one of those of the base images.
 pub fn host_platform() -> &'static str {
     match std::env::consts::ARCH {

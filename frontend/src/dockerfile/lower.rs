@@ -66,7 +66,8 @@ pub(crate) fn lower(plan: &Plan<'_>, context: &State) -> Result<Lowered> {
             continue;
         }
         let begun = start(plan, stage, &outcomes)?;
-        let counter = usize::from(stage.base == Base::Image);
+        // An image without layers has no step, though progress counts one.
+        let counter = usize::from(stage.image.as_ref().is_some_and(|image| !image.empty));
         let mut builder = Builder {
             plan,
             stage,
@@ -235,7 +236,7 @@ impl Builder<'_> {
             self.out.env.set(key, value);
         }
         if !config.working_dir.is_empty() {
-            config.working_dir = join("/", &config.working_dir);
+            config.working_dir = change_dir("/", &config.working_dir);
             self.out.cwd.clone_from(&config.working_dir);
         }
         if !config.user.is_empty() {
@@ -314,13 +315,21 @@ impl Builder<'_> {
     }
 
     /// Names the next step that progress counts.
-    fn vertex(&mut self, text: &str, lines: Lines, ignore_cache: bool) -> VertexOptions {
+    ///
+    /// `platform` is what it is for, as shown.
+    fn vertex(
+        &mut self,
+        text: &str,
+        lines: Lines,
+        ignore_cache: bool,
+        platform: &Platform,
+    ) -> VertexOptions {
         self.counter += 1;
         let prefix = name::prefix(
             self.plan,
             self.stage,
             self.counter,
-            &self.out.platform,
+            platform,
             Some(&self.out.env),
             self.in_trigger,
         );
@@ -328,7 +337,7 @@ impl Builder<'_> {
             name: prefix + text,
             ignore_cache: ignore_cache && self.stage.ignore_cache,
             lines: vec![lines],
-            platform: Some(self.out.platform.normalized()),
+            platform: Some(platform.normalized()),
             ..VertexOptions::default()
         }
     }
@@ -339,11 +348,22 @@ fn join(dir: &str, path: &str) -> String {
     if path.starts_with('/') { clean_path(path) } else { clean_path(&format!("/{dir}/{path}")) }
 }
 
+/// Returns the folder that `WORKDIR path` leads to. Upstream cleans only relative paths, and what it leaves is seen in
+/// image configs and by processes.
+fn change_dir(current: &str, path: &str) -> String {
+    match path {
+        "" => current.into(),
+        path if path.starts_with('/') => path.into(),
+        path => join(current, path),
+    }
+}
+
 /// Reads `user[:group]`.
 fn owner(text: &str) -> Option<Owner> {
-    let who = |text: &str| match (text, text.parse::<u32>()) {
-        ("root", _) => WhoIs::Id(0),
-        (_, Ok(id)) if i32::try_from(id).is_ok() => WhoIs::Id(id),
+    // Upstream reads a signed number and keeps its bits.
+    let who = |text: &str| match (text, text.parse::<i32>()) {
+        ("root" | "", _) => WhoIs::Id(0),
+        (_, Ok(id)) => WhoIs::Id(id.cast_unsigned()),
         _ => WhoIs::Name(text.into()),
     };
     if text.is_empty() {

@@ -4,7 +4,7 @@ use futures::future::try_join_all;
 use slipway_spec::{ImageConfig, ImageReference};
 
 use super::problem::{FileText, Problem};
-use super::stage::{Base, BaseImage, Plan, format_all};
+use super::stage::{Base, BaseImage, Plan, Stage, format_all};
 use super::suggest::{suggest, with_suggestion};
 use crate::{Bridge, FrontendError};
 
@@ -18,6 +18,10 @@ pub(crate) async fn resolve(
     bridge: &dyn Bridge,
 ) -> Result<(), FrontendError> {
     loop {
+        // Names are checked in stages that nobody needs, too.
+        for stage in plan.stages.iter().filter(|stage| stage.base == Base::Image) {
+            parse_name(stage, file)?;
+        }
         let reachable: Vec<usize> = plan
             .reachable()
             .into_iter()
@@ -44,6 +48,14 @@ pub(crate) async fn resolve(
             plan.add_triggers(index).map_err(|problem| file.error(problem))?;
         }
     }
+}
+
+fn parse_name(stage: &Stage, file: &FileText) -> Result<ImageReference, FrontendError> {
+    let name = &stage.base_name;
+    name.parse().map_err(|error| {
+        let message = format!("failed to parse stage name {name:?}: {error}");
+        file.error(Problem::new(message).at(stage.lines)).into()
+    })
 }
 
 async fn resolve_one(

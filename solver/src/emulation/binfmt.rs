@@ -36,7 +36,10 @@ const fn big(name: &'static str, qemu: &'static str, class: u8, machine: u16) ->
 /// The architectures that images are made for.
 pub(super) const ARCHITECTURES: &[Architecture] = &[
     // Some tools mark their programs in the padding of these two.
-    Architecture { ident_mask: [0xff, 0xfe, 0xfe, 0x00, 0xff], ..little("amd64", "x86_64", 2, 0x3e) },
+    Architecture {
+        ident_mask: [0xff, 0xfe, 0xfe, 0x00, 0xff],
+        ..little("amd64", "x86_64", 2, 0x3e)
+    },
     Architecture { ident_mask: [0xff, 0xfe, 0xfe, 0x00, 0xff], ..little("386", "i386", 1, 3) },
     little("arm64", "aarch64", 2, 0xb7),
     little("arm", "arm", 1, 0x28),
@@ -133,8 +136,14 @@ impl HostEntry {
     /// Returns whether the kernel would take a plain program of this architecture for this entry's.
     pub(super) fn runs(&self, architecture: &Architecture) -> bool {
         let program = architecture.magic();
-        let Some(head) = program.get(self.offset..).filter(|head| head.len() >= self.magic.len()) else { return false };
-        head.iter().zip(&self.magic).zip(&self.mask).all(|((byte, magic), mask)| (byte ^ magic) & mask == 0)
+        let Some(head) = program.get(self.offset..).filter(|head| head.len() >= self.magic.len())
+        else {
+            return false;
+        };
+        head.iter()
+            .zip(&self.magic)
+            .zip(&self.mask)
+            .all(|((byte, magic), mask)| (byte ^ magic) & mask == 0)
     }
 }
 
@@ -143,7 +152,9 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) {
         return None;
     }
-    text.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+    text.chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
 }
 
 #[cfg(test)]

@@ -11,8 +11,11 @@ pub(super) fn is_static(head: &[u8]) -> bool {
 }
 
 fn headers(head: &[u8]) -> Option<Vec<u32>> {
-    let half = |at: usize| head.get(at..at + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
-    let word = |at: usize| head.get(at..at.checked_add(4)?).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let half =
+        |at: usize| head.get(at..at + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
+    let word = |at: usize| {
+        head.get(at..at.checked_add(4)?).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    };
     if head.get(..4)? != b"\x7fELF" || *head.get(5)? != 1 {
         return None;
     }

@@ -58,7 +58,8 @@ fn seal() -> Doing<()> {
     let program = readonly_view();
     sys::unshare_mounts().map_err(|error| ("leave the mount namespace (are you root?)", error))?;
     let flags = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
-    rustix::mount::mount_change("/", flags).map_err(|errno| ("keep mounts private", errno.into()))?;
+    rustix::mount::mount_change("/", flags)
+        .map_err(|errno| ("keep mounts private", errno.into()))?;
     let program = match program {
         Ok(view) => view,
         Err(_) => sealed_copy().map_err(|error| ("copy the program", error))?,
@@ -76,8 +77,14 @@ fn readonly_view() -> io::Result<OwnedFd> {
 
 fn sealed_copy() -> io::Result<OwnedFd> {
     let copy = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut std::fs::File::from(copy.try_clone()?))?;
-    rustix::fs::fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    io::copy(
+        &mut std::fs::File::open("/proc/self/exe")?,
+        &mut std::fs::File::from(copy.try_clone()?),
+    )?;
+    rustix::fs::fcntl_add_seals(
+        &copy,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
     Ok(copy)
 }
 
@@ -123,7 +130,14 @@ fn serve() -> Doing<()> {
                 match request {
                     Request::Run { private_network, emulated } => {
                         let stdio: Vec<OwnedFd> = fds.collect();
-                        let started = start(&socket, &stdio, private_network, emulated, emulators.as_ref(), &host);
+                        let started = start(
+                            &socket,
+                            &stdio,
+                            private_network,
+                            emulated,
+                            emulators.as_ref(),
+                            &host,
+                        );
                         match started {
                             Ok(process) => steps.push(Step { process, socket, cancelled: false }),
                             Err(failure) => answer(&socket, &Report::Failed(failure)),
@@ -135,7 +149,11 @@ fn serve() -> Doing<()> {
                                 emulators = Some(registered);
                                 Report::Registered
                             }
-                            Err(error) => Report::Failed(Failure::setup("register the emulators", None, error)),
+                            Err(error) => Report::Failed(Failure::setup(
+                                "register the emulators",
+                                None,
+                                error,
+                            )),
                         };
                         answer(&socket, &report);
                     }
@@ -197,14 +215,16 @@ fn start(
     if emulated && emulators.is_none() {
         return Err(Failure::setup("find the registered emulators", None, Errno::NOENT));
     }
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut flags =
+        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if private_network {
         flags |= libc::CLONE_NEWNET;
     }
     if host.unified_cgroups {
         flags |= libc::CLONE_NEWCGROUP;
     }
-    let user_namespace = emulators.filter(|_| emulated).and_then(|emulators| emulators.user_namespace.as_ref());
+    let user_namespace =
+        emulators.filter(|_| emulated).and_then(|emulators| emulators.user_namespace.as_ref());
     match sys::fork_into(flags.unsigned_abs().into()) {
         Ok(Forked::Child) => become_step(socket, stdio, user_namespace.map(AsFd::as_fd), host),
         Ok(Forked::Parent(_, process)) => Ok(process),
@@ -244,8 +264,12 @@ fn register(socket: &UnixStream, host: &Host) -> io::Result<Emulators> {
         // The kernel asks the user namespace that this process is in anyway.
         return Ok(Emulators { user_namespace: None, _table: register_here(&registrations)? });
     }
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     match sys::fork_into((libc::CLONE_NEWUSER | libc::CLONE_NEWNS).unsigned_abs().into())? {
         Forked::Child => {
             drop(ours);
@@ -296,7 +320,8 @@ fn wait_for_maps(socket: BorrowedFd<'_>) -> io::Result<()> {
 fn register_here(registrations: &[Registration]) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("binfmt_misc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&context)?;
-    let table = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let table =
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     let mut first_error = None;
     let mut registered = 0;
     for registration in registrations {
@@ -324,7 +349,8 @@ fn register_one(table: BorrowedFd<'_>, registration: &Registration) -> io::Resul
         registration.interpreter.as_str(),
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS,
     )?;
-    let file = rustix::fs::openat(table, "register", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file =
+        rustix::fs::openat(table, "register", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, &registration.line)?;
     Ok(())
 }

@@ -52,7 +52,8 @@ pub fn prepare_stub(stub: &Path) -> io::Result<()> {
 /// # Errors
 /// When `upper` can't be opened.
 pub fn remove_stubs(upper: &Path, stubs: &[MountStub]) -> io::Result<()> {
-    let upper = rustix::fs::open(upper, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let upper =
+        rustix::fs::open(upper, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     // Made outermost first, so they go innermost first.
     for stub in stubs.iter().rev() {
         let path = Path::new(&stub.path);
@@ -67,7 +68,9 @@ pub fn remove_stubs(upper: &Path, stubs: &[MountStub]) -> io::Result<()> {
         ) else {
             continue;
         };
-        let Ok(stat) = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let Ok(stat) = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
         let flags = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if stub.directory => AtFlags::REMOVEDIR,
             FileType::RegularFile if !stub.directory && stat.st_size == 0 => AtFlags::empty(),
@@ -82,12 +85,18 @@ pub fn remove_stubs(upper: &Path, stubs: &[MountStub]) -> io::Result<()> {
 }
 
 /// Changes a folder's entries without changing its modification time: a stub is no change of the image.
-fn keeping_mtime<T>(folder: BorrowedFd<'_>, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+fn keeping_mtime<T>(
+    folder: BorrowedFd<'_>,
+    change: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
     let before = rustix::fs::fstat(folder)?;
     let result = change()?;
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: before.st_mtime as _, tv_nsec: before.st_mtime_nsec as _ },
+        last_modification: Timespec {
+            tv_sec: before.st_mtime as _,
+            tv_nsec: before.st_mtime_nsec as _,
+        },
     };
     // Best effort: an old kernel that knows no empty path here costs a time stamp, not the step.
     let _kept = rustix::fs::utimensat(folder, c"", &times, AtFlags::EMPTY_PATH);
@@ -95,7 +104,11 @@ fn keeping_mtime<T>(folder: BorrowedFd<'_>, change: impl FnOnce() -> Result<T, E
 }
 
 /// Opens what `path` names as a process inside `root` would see it, magic links refused.
-pub(super) fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open_in_root(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b".".as_slice() } else { path };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     loop {
@@ -128,9 +141,19 @@ pub(super) fn ensure(
 }
 
 /// Walks by hand, since the kernel cannot tell where a dangling link would have led.
-fn make(root: BorrowedFd<'_>, dest: &str, want: Want, stubs: &mut Vec<MountStub>) -> Result<OwnedFd, Errno> {
+fn make(
+    root: BorrowedFd<'_>,
+    dest: &str,
+    want: Want,
+    stubs: &mut Vec<MountStub>,
+) -> Result<OwnedFd, Errno> {
     let open = |at: BorrowedFd<'_>, name: &OsStr| {
-        rustix::fs::openat(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::openat(
+            at,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
     };
     let split = |path: &[u8]| -> Vec<OsString> {
         path.split(|b| *b == b'/')
@@ -163,8 +186,10 @@ fn make(root: BorrowedFd<'_>, dest: &str, want: Want, stubs: &mut Vec<MountStub>
                     if directory {
                         rustix::fs::mkdirat(parent, &name, Mode::from_raw_mode(0o755))
                     } else {
-                        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-                        rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o644)).map(drop)
+                        let flags =
+                            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                        rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o644))
+                            .map(drop)
                     }
                 })?;
                 stubs.push(MountStub { path, directory });
@@ -258,7 +283,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("file"), "").unwrap();
         let root = folder(root.path());
-        assert_eq!(ensure(root.as_fd(), "file", Want::Folder, &mut vec![]).unwrap_err(), Errno::NOTDIR);
+        assert_eq!(
+            ensure(root.as_fd(), "file", Want::Folder, &mut vec![]).unwrap_err(),
+            Errno::NOTDIR
+        );
         assert_eq!(ensure(root.as_fd(), "/", Want::File, &mut vec![]).unwrap_err(), Errno::ISDIR);
     }
 }

@@ -8,7 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -37,14 +38,18 @@ pub(super) enum Request {
 impl Request {
     fn encode(self) -> [u8; 2] {
         match self {
-            Self::Run { private_network, emulated } => [1, u8::from(private_network) | (u8::from(emulated) << 1)],
+            Self::Run { private_network, emulated } => {
+                [1, u8::from(private_network) | (u8::from(emulated) << 1)]
+            }
             Self::Register => [2, 0],
         }
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            [1, flags] => Some(Self::Run { private_network: flags & 1 != 0, emulated: flags & 2 != 0 }),
+            [1, flags] => {
+                Some(Self::Run { private_network: flags & 1 != 0, emulated: flags & 2 != 0 })
+            }
             [2, _] => Some(Self::Register),
             _ => None,
         }
@@ -136,7 +141,11 @@ impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
 }
 
 /// Sends a request with its descriptors.
-pub(super) fn send_request(control: BorrowedFd<'_>, request: Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(super) fn send_request(
+    control: BorrowedFd<'_>,
+    request: Request,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -148,7 +157,9 @@ pub(super) fn send_request(control: BorrowedFd<'_>, request: Request, fds: &[Bor
 }
 
 /// Receives a request; `None` when the other end is gone.
-pub(super) fn receive_request(control: BorrowedFd<'_>) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
+pub(super) fn receive_request(
+    control: BorrowedFd<'_>,
+) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0_u8; 2];
@@ -169,8 +180,8 @@ pub(super) fn receive_request(control: BorrowedFd<'_>) -> io::Result<Option<(Req
             fds.extend(rights);
         }
     }
-    let request =
-        Request::decode(&bytes[..received.bytes]).ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTO))?;
+    let request = Request::decode(&bytes[..received.bytes])
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTO))?;
     Ok(Some((request, fds)))
 }
 
@@ -247,7 +258,10 @@ mod tests {
     #[test]
     fn a_frame_with_an_absurd_length_is_refused() {
         let bytes = [0xff; 8];
-        assert_eq!(read_frame::<Report>(&bytes[..]).unwrap_err().raw_os_error(), Some(libc::EPROTO));
+        assert_eq!(
+            read_frame::<Report>(&bytes[..]).unwrap_err().raw_os_error(),
+            Some(libc::EPROTO)
+        );
     }
 
     #[test]

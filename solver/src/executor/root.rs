@@ -3,17 +3,14 @@
 //! Nothing below the image's root is ever reached by a path that the kernel resolves from the host's root: each mount
 //! point is opened inside the root first, and mounted on through its descriptor.
 
-use std::collections::HashSet;
-use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountAttrFlags, MountFlags, UnmountFlags};
 
+use super::mount::{attach, attach_at, bind, bind_fd, mount_overlay, new_mount};
 use super::mountpoint::{MountStub, Want, ensure, open_in_root};
 use super::protocol::{During, Failure};
 use super::sys;
@@ -39,17 +36,35 @@ const MASKED: &[&str] = &[
     "sys/firmware",
 ];
 /// What a step may see but not change.
-const READ_ONLY_PATHS: &[&str] = &["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
-/// The kernel's limit on an overlay's folders.
-const MAX_LAYERS: usize = 500;
+const READ_ONLY_PATHS: &[&str] =
+    &["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
 /// Where a file in memory has its name while it is being mounted.
 const MEMORY_FILE: &str = "dev/.slipway";
 /// Name, major, minor.
-const DEVICES: &[(&str, u32, u32)] =
-    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEVICES: &[(&str, u32, u32)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 /// What an insecure step gets besides, where the host has it.
-const HOST_DEVICES: &[&str] =
-    &["fuse", "kvm", "kmsg", "net/tun", "loop-control", "loop0", "loop1", "loop2", "loop3", "loop4", "loop5", "loop6", "loop7"];
+const HOST_DEVICES: &[&str] = &[
+    "fuse",
+    "kvm",
+    "kmsg",
+    "net/tun",
+    "loop-control",
+    "loop0",
+    "loop1",
+    "loop2",
+    "loop3",
+    "loop4",
+    "loop5",
+    "loop6",
+    "loop7",
+];
 const DEV_LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "fd"),
     ("/proc/self/fd/0", "stdin"),
@@ -82,7 +97,9 @@ impl Host {
         if let Ok(processors) = std::fs::read_dir("/sys/devices/system/cpu") {
             for processor in processors.flatten() {
                 let name = processor.file_name();
-                let Some(name) = name.to_str().filter(|name| name.starts_with("cpu")) else { continue };
+                let Some(name) = name.to_str().filter(|name| name.starts_with("cpu")) else {
+                    continue;
+                };
                 let path = format!("sys/devices/system/cpu/{name}/thermal_throttle");
                 if exists(&path) {
                     masked.push(path);
@@ -92,7 +109,8 @@ impl Host {
         Self {
             in_user_namespace: rustix::fs::stat("/proc/self/ns/user")
                 .is_ok_and(|stat| stat.st_ino != INITIAL_USER_NAMESPACE),
-            unified_cgroups: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|fs| fs.f_type as u64 == CGROUP2),
+            unified_cgroups: rustix::fs::statfs("/sys/fs/cgroup")
+                .is_ok_and(|fs| fs.f_type as u64 == CGROUP2),
             masked,
             read_only: READ_ONLY_PATHS.iter().copied().filter(|path| exists(path)).collect(),
         }
@@ -106,7 +124,7 @@ pub(super) fn build(spec: &ExecSpec, host: &Host) -> Result<(OwnedFd, Vec<MountS
     lower.extend(spec.lower.iter().cloned());
     let writable = Writable { upper: spec.upper.clone(), work: spec.work.clone() };
     let flags = if spec.insecure { MountFlags::empty() } else { MountFlags::NODEV };
-    let fd = mount_overlay(&lower, Some(&writable), &stub_root, flags, host)?;
+    let fd = mount_overlay(&lower, Some(&writable), &stub_root, flags, host.in_user_namespace)?;
     let mut root = Root { fd, stubs: vec![], spec, host };
     root.mount_kernel_views()?;
     root.mount_devices()?;
@@ -126,7 +144,9 @@ pub(super) fn enter(root: BorrowedFd<'_>) -> Result<(), Failure> {
     rustix::process::fchdir(root).during("enter the root")?;
     match rustix::process::pivot_root(".", ".") {
         // Stacked on the new root, the old one is what "." names for unmounting.
-        Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH).during("unmount the host's root")?,
+        Ok(()) => {
+            rustix::mount::unmount(".", UnmountFlags::DETACH).during("unmount the host's root")?;
+        }
         // The host's root is an initial RAM disk, which can't be moved: cover it.
         Err(Errno::INVAL) => {
             rustix::mount::mount_move(".", "/").during("move the root")?;
@@ -146,7 +166,8 @@ struct Root<'a> {
 
 impl Root<'_> {
     fn ensure(&mut self, dest: &str, want: Want) -> Result<OwnedFd, Failure> {
-        ensure(self.fd.as_fd(), dest, want, &mut self.stubs).during_at("prepare the mount point", dest)
+        ensure(self.fd.as_fd(), dest, want, &mut self.stubs)
+            .during_at("prepare the mount point", dest)
     }
 
     /// Opens one of the places that the sandbox itself relies on. Were it a link, the image would decide where our
@@ -176,16 +197,20 @@ impl Root<'_> {
         attach(proc.as_fd(), place.as_fd()).during_at("mount", "/proc")?;
 
         let place = self.own_place("sys")?;
-        let restricted = if self.spec.insecure { flags } else { flags | MountAttrFlags::MOUNT_ATTR_RDONLY };
+        let restricted =
+            if self.spec.insecure { flags } else { flags | MountAttrFlags::MOUNT_ATTR_RDONLY };
         let sys = match new_mount("sysfs", &[], restricted) {
             // Not allowed where the network namespace belongs to another user namespace: show the host's view.
-            Err(Errno::PERM) => bind(CWD, "/sys", READ_ONLY | DATA_ONLY, true).during_at("bind", "/sys")?,
+            Err(Errno::PERM) => {
+                bind(CWD, "/sys", READ_ONLY | DATA_ONLY, true).during_at("bind", "/sys")?
+            }
             other => other.during_at("mount", "/sys")?,
         };
         attach(sys.as_fd(), place.as_fd()).during_at("mount", "/sys")?;
         if self.host.unified_cgroups
             && let Ok(cgroup) = new_mount("cgroup2", &[], restricted)
-            && let Ok(place) = open_in_root(self.fd.as_fd(), b"sys/fs/cgroup", OFlags::PATH | OFlags::DIRECTORY)
+            && let Ok(place) =
+                open_in_root(self.fd.as_fd(), b"sys/fs/cgroup", OFlags::PATH | OFlags::DIRECTORY)
         {
             attach(cgroup.as_fd(), place.as_fd()).during_at("mount", "/sys/fs/cgroup")?;
         }
@@ -199,20 +224,28 @@ impl Root<'_> {
         let place = self.own_place("dev")?;
         let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
         let options = [("mode", "755"), ("size", "67108864")];
-        let tmpfs = new_mount("tmpfs", &options, nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC).during_at("mount", AT)?;
+        let tmpfs = new_mount("tmpfs", &options, nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)
+            .during_at("mount", AT)?;
         attach(tmpfs.as_fd(), place.as_fd()).during_at("mount", AT)?;
         for (name, major, minor) in DEVICES {
-            self.add_device(tmpfs.as_fd(), name, *major, *minor).during_at("make the device", name)?;
+            self.add_device(tmpfs.as_fd(), name, *major, *minor)
+                .during_at("make the device", name)?;
         }
         for (target, name) in DEV_LINKS {
             rustix::fs::symlinkat(*target, &tmpfs, *name).during_at("link in /dev", name)?;
         }
         for (name, fs, options) in [
-            ("pts", "devpts", [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")].as_slice()),
+            (
+                "pts",
+                "devpts",
+                [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]
+                    .as_slice(),
+            ),
             ("shm", "tmpfs", &[("mode", "1777"), ("size", "67108864")]),
             ("mqueue", "mqueue", &[]),
         ] {
-            rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755)).during_at("make a folder in /dev", name)?;
+            rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755))
+                .during_at("make a folder in /dev", name)?;
             let mut flags = nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC;
             if name != "pts" {
                 flags |= MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -225,8 +258,12 @@ impl Root<'_> {
             match mounted {
                 // Kernels may be built without message queues.
                 Err(Errno::NODEV) if name == "mqueue" => {}
-                mounted => attach_at(mounted.during_at("mount in /dev", name)?.as_fd(), tmpfs.as_fd(), name)
-                    .during_at("mount in /dev", name)?,
+                mounted => attach_at(
+                    mounted.during_at("mount in /dev", name)?.as_fd(),
+                    tmpfs.as_fd(),
+                    name,
+                )
+                .during_at("mount in /dev", name)?,
             }
         }
         if self.spec.tty {
@@ -242,10 +279,22 @@ impl Root<'_> {
         Ok(())
     }
 
-    fn add_device(&self, dev: BorrowedFd<'_>, name: &str, major: u32, minor: u32) -> Result<(), Errno> {
+    fn add_device(
+        &self,
+        dev: BorrowedFd<'_>,
+        name: &str,
+        major: u32,
+        minor: u32,
+    ) -> Result<(), Errno> {
         let number = rustix::fs::makedev(major, minor);
         if !self.host.in_user_namespace {
-            rustix::fs::mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)?;
+            rustix::fs::mknodat(
+                dev,
+                name,
+                FileType::CharacterDevice,
+                Mode::from_raw_mode(0o666),
+                number,
+            )?;
             // Mounted on itself, it stays usable when the rest of /dev refuses devices.
             let node = bind(dev, name, 0, false)?;
             return attach_at(node.as_fd(), dev, name);
@@ -257,7 +306,9 @@ impl Root<'_> {
             Mode::empty(),
         )?;
         let stat = rustix::fs::fstat(&node)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != number {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
+            || stat.st_rdev != number
+        {
             return Err(Errno::NODEV);
         }
         empty_file(dev, name)?;
@@ -308,8 +359,9 @@ impl Root<'_> {
         match &mount.kind {
             ExecMountKind::Bind { source, subpath, readonly } => {
                 let path = source.to_string_lossy();
-                let source = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                    .during_at("open the mount's source", &path)?;
+                let source =
+                    rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                        .during_at("open the mount's source", &path)?;
                 let source = below(source, subpath.as_deref())?;
                 bind_fd(source.as_fd(), attributes(*readonly), true).during_at("bind", &path)
             }
@@ -318,18 +370,28 @@ impl Root<'_> {
                 let readonly = *readonly || writable.is_none();
                 if let ([only], None) = (lower.as_slice(), writable) {
                     let path = only.to_string_lossy();
-                    let source = rustix::fs::open(only, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                        .during_at("open the mount's source", &path)?;
+                    let source =
+                        rustix::fs::open(only, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                            .during_at("open the mount's source", &path)?;
                     let source = below(source, subpath.as_deref())?;
-                    return bind_fd(source.as_fd(), attributes(readonly), false).during_at("bind", &path);
+                    return bind_fd(source.as_fd(), attributes(readonly), false)
+                        .during_at("bind", &path);
                 }
                 let mut all = vec![empty.clone()];
                 all.extend(lower.iter().cloned());
-                let whole = mount_overlay(&all, writable.as_ref(), &empty, MountFlags::empty(), self.host)?;
+                let whole = mount_overlay(
+                    &all,
+                    writable.as_ref(),
+                    &empty,
+                    MountFlags::empty(),
+                    self.host.in_user_namespace,
+                )?;
                 let source = below(whole, subpath.as_deref())?;
-                let made = bind_fd(source.as_fd(), attributes(readonly), false).during_at("bind", &mount.dest)?;
+                let made = bind_fd(source.as_fd(), attributes(readonly), false)
+                    .during_at("bind", &mount.dest)?;
                 // The part is a mount of its own now, so the place is free for the next overlay.
-                rustix::mount::unmount(&empty, UnmountFlags::DETACH).during_at("release", &mount.dest)?;
+                rustix::mount::unmount(&empty, UnmountFlags::DETACH)
+                    .during_at("release", &mount.dest)?;
                 Ok(made)
             }
             ExecMountKind::Tmpfs { size } => {
@@ -353,8 +415,14 @@ impl Root<'_> {
     }
 
     /// Makes a mount that is one file in memory. It lives in the file system of `/dev`.
-    fn memory_file(&self, content: &[u8], mode: u32, owner: (u32, u32)) -> std::io::Result<OwnedFd> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    fn memory_file(
+        &self,
+        content: &[u8],
+        mode: u32,
+        owner: (u32, u32),
+    ) -> std::io::Result<OwnedFd> {
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&self.fd, MEMORY_FILE, flags, Mode::from_raw_mode(0o600))?;
         super::protocol::write_all(&file, content)?;
         if owner != (0, 0) {
@@ -368,13 +436,16 @@ impl Root<'_> {
     /// Takes away the name of the last file made so; its mount stays. Not before it is attached: the kernel mounts
     /// nothing that has no name.
     fn forget_memory_file(&self) -> Result<(), Failure> {
-        rustix::fs::unlinkat(&self.fd, MEMORY_FILE, AtFlags::empty()).during("remove a file from /dev")
+        rustix::fs::unlinkat(&self.fd, MEMORY_FILE, AtFlags::empty())
+            .during("remove a file from /dev")
     }
 
     fn mount_network_files(&mut self) -> Result<(), Failure> {
         let spec = self.spec;
-        let hostname = if spec.hostname.is_empty() { super::DEFAULT_HOSTNAME } else { &spec.hostname };
-        let mut hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        let hostname =
+            if spec.hostname.is_empty() { super::DEFAULT_HOSTNAME } else { &spec.hostname };
+        let mut hosts =
+            format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
         for (name, address) in &spec.extra_hosts {
             hosts.push_str(&format!("{address}\t{name}\n"));
         }
@@ -388,8 +459,10 @@ impl Root<'_> {
             if spec.mounts.iter().any(|mount| normal(&mount.dest) == normal(path)) {
                 continue;
             }
-            let file = self.memory_file(&content, 0o644, (0, 0)).during_at("make the file", path)?;
-            sys::restrict_mount(file.as_fd(), READ_ONLY | DATA_ONLY, false).during_at("restrict", path)?;
+            let file =
+                self.memory_file(&content, 0o644, (0, 0)).during_at("make the file", path)?;
+            sys::restrict_mount(file.as_fd(), READ_ONLY | DATA_ONLY, false)
+                .during_at("restrict", path)?;
             let place = self.ensure(path, Want::File)?;
             attach(file.as_fd(), place.as_fd()).during_at("mount", path)?;
             self.forget_memory_file()?;
@@ -422,8 +495,12 @@ impl Root<'_> {
             }
         }
         for path in &self.host.read_only {
-            let Ok(place) = open_in_root(root, path.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW) else { continue };
-            let copy = bind_fd(place.as_fd(), READ_ONLY | DATA_ONLY, true).during_at("make read-only", path)?;
+            let Ok(place) = open_in_root(root, path.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW)
+            else {
+                continue;
+            };
+            let copy = bind_fd(place.as_fd(), READ_ONLY | DATA_ONLY, true)
+                .during_at("make read-only", path)?;
             attach(copy.as_fd(), place.as_fd()).during_at("make read-only", path)?;
         }
         Ok(())
@@ -439,7 +516,8 @@ fn normal(path: &str) -> Vec<&str> {
 fn below(folder: OwnedFd, subpath: Option<&str>) -> Result<OwnedFd, Failure> {
     match subpath {
         None => Ok(folder),
-        Some(path) => open_in_root(folder.as_fd(), path.as_bytes(), OFlags::PATH).during_at("open in the source", path),
+        Some(path) => open_in_root(folder.as_fd(), path.as_bytes(), OFlags::PATH)
+            .during_at("open in the source", path),
     }
 }
 
@@ -448,137 +526,9 @@ fn empty_file(folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o644)).map(drop)
 }
 
-/// Makes a new file system, not yet anywhere.
-fn new_mount(fs: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Errno> {
-    let context = rustix::mount::fsopen(fs, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        if value.is_empty() {
-            rustix::mount::fsconfig_set_flag(&context, *key)?;
-        } else {
-            rustix::mount::fsconfig_set_string(&context, *key, *value)?;
-        }
-    }
-    rustix::mount::fsconfig_create(&context)?;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
-}
-
-/// Makes a second view of what is at a path.
-fn bind(
-    at: impl AsFd,
-    path: impl rustix::path::Arg,
-    attributes: u64,
-    recursive: bool,
-) -> Result<OwnedFd, Errno> {
-    open_tree(at.as_fd(), path, AtFlags::SYMLINK_NOFOLLOW, attributes, recursive)
-}
-
-/// Makes a second view of what is open.
-fn bind_fd(source: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<OwnedFd, Errno> {
-    open_tree(source, c"", AtFlags::EMPTY_PATH, attributes, recursive)
-}
-
-fn open_tree(
-    at: BorrowedFd<'_>,
-    path: impl rustix::path::Arg,
-    how: AtFlags,
-    attributes: u64,
-    recursive: bool,
-) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if how.contains(AtFlags::EMPTY_PATH) {
-        flags |= OpenTreeFlags::AT_EMPTY_PATH;
-    }
-    if how.contains(AtFlags::SYMLINK_NOFOLLOW) {
-        flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    }
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let mount = rustix::mount::open_tree(at, path, flags)?;
-    if attributes != 0 {
-        sys::restrict_mount(mount.as_fd(), attributes, recursive)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    }
-    Ok(mount)
-}
-
-/// Mounts on what is open.
-fn attach(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<(), Errno> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(mount, c"", place, c"", flags)
-}
-
-/// Mounts on a name in an open folder; a link is not followed.
-fn attach_at(mount: BorrowedFd<'_>, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
-    rustix::mount::move_mount(mount, c"", folder, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-}
-
-/// Returns the layers top first, each once: a layer's second, lower appearance can't add anything to its upper one,
-/// and the kernel refuses it.
-fn stack(lower: &[PathBuf]) -> Vec<&PathBuf> {
-    let mut seen = HashSet::new();
-    lower.iter().rev().filter(|path| seen.insert(*path)).collect()
-}
-
-/// Mounts an overlay at `place`, a folder of the host that only this mount namespace then sees covered.
-///
-/// All folders are named by descriptor: the kernel takes one page of options, which would not hold the paths of a
-/// hundred layers, and a path could contain its separators.
-fn mount_overlay(
-    lower: &[PathBuf],
-    writable: Option<&Writable>,
-    place: &Path,
-    flags: MountFlags,
-    host: &Host,
-) -> Result<OwnedFd, Failure> {
-    let open = |path: &Path| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty()).during_at("open the layer", &path.to_string_lossy())
-    };
-    let lower = stack(lower);
-    if lower.len() > MAX_LAYERS {
-        return Err(Failure::setup("mount more layers than the kernel can stack (500)", None, Errno::TOOBIG));
-    }
-    let lower = lower.into_iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let numbers: Vec<String> = lower.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    // Redirects are not followed: an image could otherwise name any folder of the host's layers.
-    let mut options = format!("lowerdir={},index=off,metacopy=off,redirect_dir=nofollow", numbers.join(":"));
-    if host.in_user_namespace {
-        options.push_str(",userxattr");
-    }
-    let upper = match writable {
-        None => None,
-        Some(writable) => Some((open(&writable.upper)?, open(&writable.work)?)),
-    };
-    if let Some((upper, work)) = &upper {
-        options.push_str(&format!(",upperdir={},workdir={},volatile", upper.as_raw_fd(), work.as_raw_fd()));
-        // Left by an earlier mount of the same folders, this would make the kernel refuse them. It guards against a
-        // crash in between; whoever keeps a folder over a crash must sync it.
-        for (path, flags) in [
-            ("work/incompat/volatile/dirty", AtFlags::empty()),
-            ("work/incompat/volatile", AtFlags::REMOVEDIR),
-            ("work/incompat", AtFlags::REMOVEDIR),
-        ] {
-            let _absent = rustix::fs::unlinkat(work, path, flags);
-        }
-    }
-    let options = CString::new(options).map_err(|_| Failure::setup("mount the layers", None, Errno::INVAL))?;
-    rustix::process::chdir("/proc/self/fd").during("enter /proc/self/fd")?;
-    let count = format!("{} layers", lower.len());
-    rustix::mount::mount("overlay", place, "overlay", flags, Some(options.as_c_str())).during_at("mount", &count)?;
-    rustix::process::chdir("/").during("enter the host's root")?;
-    open(place)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_repeated_layer_counts_where_it_is_highest() {
-        let lower = ["a", "b", "a", "c", "b"].map(PathBuf::from);
-        assert_eq!(stack(&lower), ["b", "c", "a"].map(PathBuf::from).iter().collect::<Vec<_>>());
-    }
 
     #[test]
     fn destinations_are_compared_by_parts() {

@@ -98,12 +98,14 @@ impl SandboxExecutor {
 
     /// Decides how a platform's programs run, and prepares it. Returns whether the private table is needed.
     async fn prepare(&self, helper: &Helper, spec: &ExecSpec) -> Result<bool, ExecError> {
-        let fail = |reason: String| ExecError::Emulation { platform: spec.platform.to_string(), reason };
+        let fail =
+            |reason: String| ExecError::Emulation { platform: spec.platform.to_string(), reason };
         match self.emulation.runs(&spec.platform) {
             Support::Native | Support::HostRegistration => Ok(false),
             Support::Missing { reason } => Err(fail(reason)),
             Support::Emulated { interpreter } => {
-                let outcome = helper.registered.get_or_init(|| helper.register(&self.emulation)).await;
+                let outcome =
+                    helper.registered.get_or_init(|| helper.register(&self.emulation)).await;
                 match outcome {
                     Ok(()) => Ok(true),
                     Err(reason) if self.emulation.host_runs(&spec.platform) => {
@@ -127,8 +129,8 @@ impl Executor for SandboxExecutor {
         let helper = self.helper()?;
         let emulated = self.prepare(&helper, &spec).await?;
         let request = Request::Run { private_network: spec.network == Network::None, emulated };
-        let (files, output) =
-            open_streams(stdio).map_err(|source| ExecError::Helper { action: "open streams", source })?;
+        let (files, output) = open_streams(stdio)
+            .map_err(|source| ExecError::Helper { action: "open streams", source })?;
         let mut step = Running::start(&helper, request, &files)?;
         // The step holds them now; ours would keep its output from ending.
         drop(files);
@@ -248,8 +250,12 @@ struct Helper {
 
 impl Helper {
     fn start(command: &HelperCommand) -> io::Result<Self> {
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         let process = Command::new(&command.program)
             .arg0(NAME)
             .env_clear()
@@ -265,12 +271,19 @@ impl Helper {
         matches!(process.try_wait(), Ok(None))
     }
 
-    fn request(&self, request: Request, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), ExecError> {
+    fn request(
+        &self,
+        request: Request,
+        fds: &[std::os::fd::BorrowedFd<'_>],
+    ) -> Result<(), ExecError> {
         let control = self.control.as_ref().ok_or(rustix::io::Errno::PIPE);
         control
             .map_err(io::Error::from)
             .and_then(|control| protocol::send_request(control.as_fd(), request, fds))
-            .map_err(|source| ExecError::Helper { action: "send a request", source: self.last_words(source) })
+            .map_err(|source| ExecError::Helper {
+                action: "send a request",
+                source: self.last_words(source),
+            })
     }
 
     /// Replaces a bare "it is gone" by the reason that the helper left behind.
@@ -278,9 +291,10 @@ impl Helper {
         let mut text = vec![0; 1024];
         let Some(control) = &self.control else { return source };
         match rustix::net::recv(control, text.as_mut_slice(), RecvFlags::DONTWAIT) {
-            Ok((count, _)) if count > 0 => {
-                io::Error::new(source.kind(), String::from_utf8_lossy(&text[..count.min(1024)]).into_owned())
-            }
+            Ok((count, _)) if count > 0 => io::Error::new(
+                source.kind(),
+                String::from_utf8_lossy(&text[..count.min(1024)]).into_owned(),
+            ),
             _ => source,
         }
     }
@@ -370,7 +384,14 @@ impl Running {
         let frame = protocol::encode_frame(value).map_err(fail)?;
         match self.socket().map_err(fail)?.write_all(&frame).await {
             // It failed before it read this; the report to come says why.
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
             result => result.map_err(fail),
         }
     }

@@ -48,7 +48,8 @@ impl Interface {
 }
 
 /// clone, clone3, socket, personality, by interface.
-const CHECKED: [[u32; 4]; 4] = [[56, 435, 41, 135], [120, 435, 359, 136], [220, 435, 198, 92], [120, 435, 281, 136]];
+const CHECKED: [[u32; 4]; 4] =
+    [[56, 435, 41, 135], [120, 435, 359, 136], [220, 435, 198, 92], [120, 435, 281, 136]];
 /// The old i386 call that hides which socket call it is.
 const I386_SOCKETCALL: u32 = 102;
 
@@ -173,24 +174,38 @@ fn block(interface: Interface, old_socket_calls: bool) -> Vec<sock_filter> {
     if interface == Interface::I386 && !old_socket_calls {
         answer(&mut code, EQUAL, I386_SOCKETCALL, UNKNOWN);
     }
-    let argument = |code: &mut Vec<sock_filter>, number: u32, checks: &[(u16, u32, u32)], otherwise: u32| {
-        let length = 2 + 2 * checks.len();
-        code.push(sock_filter { code: EQUAL, jt: 0, jf: u8::try_from(length).unwrap_or(u8::MAX), k: number });
-        code.push(op(LOAD, FIRST_ARGUMENT));
-        for (compare, k, result) in checks {
-            answer(code, *compare, *k, *result);
-        }
-        code.push(op(RETURN, otherwise));
-    };
+    let argument =
+        |code: &mut Vec<sock_filter>, number: u32, checks: &[(u16, u32, u32)], otherwise: u32| {
+            let length = 2 + 2 * checks.len();
+            code.push(sock_filter {
+                code: EQUAL,
+                jt: 0,
+                jf: u8::try_from(length).unwrap_or(u8::MAX),
+                k: number,
+            });
+            code.push(op(LOAD, FIRST_ARGUMENT));
+            for (compare, k, result) in checks {
+                answer(code, *compare, *k, *result);
+            }
+            code.push(op(RETURN, otherwise));
+        };
     argument(&mut code, clone, &[(ANY_BIT, NEW_NAMESPACES, REFUSE)], ALLOW);
     argument(&mut code, socket, &REFUSED_FAMILIES.map(|family| (EQUAL, family, REFUSE)), ALLOW);
     argument(&mut code, personality, &PERSONALITIES.map(|value| (EQUAL, value, ALLOW)), REFUSE);
-    let refused: Vec<u32> =
-        REFUSED.iter().map(|(_, numbers)| numbers[interface.column()]).filter(|number| *number != NONE).collect();
+    let refused: Vec<u32> = REFUSED
+        .iter()
+        .map(|(_, numbers)| numbers[interface.column()])
+        .filter(|number| *number != NONE)
+        .collect();
     for (index, number) in refused.iter().enumerate() {
         // Each hit jumps over the remaining comparisons and the final "allow".
         let distance = refused.len() - index;
-        code.push(sock_filter { code: EQUAL, jt: u8::try_from(distance).unwrap_or(u8::MAX), jf: 0, k: *number });
+        code.push(sock_filter {
+            code: EQUAL,
+            jt: u8::try_from(distance).unwrap_or(u8::MAX),
+            jf: 0,
+            k: *number,
+        });
     }
     code.push(op(RETURN, ALLOW));
     code.push(op(RETURN, REFUSE));
@@ -254,13 +269,18 @@ mod tests {
 
     #[test]
     fn every_refused_call_is_refused_on_every_interface() {
-        let all = [Interface::Amd64, Interface::I386, Interface::Generic(0xc000_00b7), Interface::Arm];
+        let all =
+            [Interface::Amd64, Interface::I386, Interface::Generic(0xc000_00b7), Interface::Arm];
         for interface in all {
             let program = program(&[interface], true).unwrap();
             for (name, numbers) in REFUSED {
                 let number = numbers[interface.column()];
                 if number != NONE {
-                    assert_eq!(run(&program, interface.audit_arch(), number, 0), REFUSE, "{name} {interface:?}");
+                    assert_eq!(
+                        run(&program, interface.audit_arch(), number, 0),
+                        REFUSE,
+                        "{name} {interface:?}"
+                    );
                 }
             }
         }

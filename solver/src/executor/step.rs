@@ -46,7 +46,8 @@ fn run(
     host: &Host,
 ) -> Result<Never, Failure> {
     // Should the helper be killed, so is everything it started.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).during("tie to the helper")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .during("tie to the helper")?;
     sys::reset_signals();
     rustix::process::setsid().during("start a session")?;
     let [stdin, stdout, stderr] = stdio else {
@@ -93,8 +94,9 @@ fn enter_root(socket: &UnixStream, spec: &ExecSpec, host: &Host) -> Result<(), F
 }
 
 fn find_user(user: &str) -> Result<Identity, Failure> {
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .during("open the root")?;
+    let root =
+        rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .during("open the root")?;
     user::look_up(root.as_fd(), user).map_err(|reason| Failure {
         stage: Stage::User(reason),
         path: Some(user.into()),
@@ -108,8 +110,11 @@ fn enter_working_directory(cwd: &str) -> Result<(), Failure> {
         path: Some(cwd.into()),
         errno: errno.raw_os_error(),
     };
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
-    let folder = open_in_root(root.as_fd(), cwd.as_bytes(), OFlags::PATH | OFlags::DIRECTORY).map_err(fail)?;
+    let root =
+        rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(fail)?;
+    let folder = open_in_root(root.as_fd(), cwd.as_bytes(), OFlags::PATH | OFlags::DIRECTORY)
+        .map_err(fail)?;
     rustix::process::fchdir(&folder).map_err(fail)?;
     // A folder that only exists outside would show here as unreachable.
     let path = rustix::process::getcwd(vec![]).map_err(fail)?;
@@ -144,8 +149,11 @@ fn drop_rights(spec: &ExecSpec, identity: &Identity) -> Result<(), Failure> {
 
 /// Executes the command; returns why it could not.
 fn exec(spec: &ExecSpec, identity: &Identity) -> Failure {
-    let fail = |stage: Stage, path: &str, errno: i32| Failure { stage, path: Some(path.into()), errno };
-    let strings = |list: &[String]| list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
+    let fail =
+        |stage: Stage, path: &str, errno: i32| Failure { stage, path: Some(path.into()), errno };
+    let strings = |list: &[String]| {
+        list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>()
+    };
     let mut env = spec.env.clone();
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {
         env.push(format!("HOME={}", identity.home));
@@ -154,13 +162,19 @@ fn exec(spec: &ExecSpec, identity: &Identity) -> Failure {
         return fail(Stage::Setup("run an empty command".into()), "", libc::EINVAL);
     };
     let (Ok(args), Ok(env)) = (strings(&spec.args), strings(&env)) else {
-        return fail(Stage::Setup("pass an argument or variable with a zero byte".into()), command, libc::EINVAL);
+        return fail(
+            Stage::Setup("pass an argument or variable with a zero byte".into()),
+            command,
+            libc::EINVAL,
+        );
     };
     let path = spec.env.iter().rev().find_map(|v| v.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let candidates: Vec<String> = if command.contains('/') {
         vec![command.clone()]
     } else {
-        path.split(':').map(|folder| format!("{}/{command}", if folder.is_empty() { "." } else { folder })).collect()
+        path.split(':')
+            .map(|folder| format!("{}/{command}", if folder.is_empty() { "." } else { folder }))
+            .collect()
     };
     let mut denied = None;
     for candidate in &candidates {

@@ -40,18 +40,29 @@ pub(super) fn fork_into(flags: u64) -> io::Result<Forked> {
     };
     // SAFETY: neither CLONE_VM nor a new stack is asked for, so this is a fork: the child gets a copy of all memory.
     // `args` and `pidfd` outlive the call. The caller has a single thread.
-    let mut pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    if pid < 0 && matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+    let mut pid =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    if pid < 0
+        && matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS | libc::EPERM))
+    {
         // An outer sandbox may refuse clone3, whose flags it cannot inspect. All flags used here fit the old call.
         // SAFETY: as above; the third argument is where the old call stores the pidfd.
         pid = unsafe {
-            libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD as u64, 0_usize, &raw mut pidfd, 0_usize, 0_usize)
+            libc::syscall(
+                libc::SYS_clone,
+                flags | libc::SIGCHLD as u64,
+                0_usize,
+                &raw mut pidfd,
+                0_usize,
+                0_usize,
+            )
         };
     }
     match pid {
         0 => Ok(Forked::Child),
         pid if pid > 0 => {
-            let number = i32::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+            let number =
+                i32::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
             // SAFETY: the kernel stored a fresh descriptor that nothing else owns.
             Ok(Forked::Parent(number, unsafe { OwnedFd::from_raw_fd(pidfd) }))
         }
@@ -66,7 +77,11 @@ pub(super) fn exit_now(code: i32) -> ! {
 }
 
 /// Adds `MOUNT_ATTR_*` restrictions to a mount, and with `recursive` to all below it.
-pub(super) fn restrict_mount(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> io::Result<()> {
+pub(super) fn restrict_mount(
+    mount: BorrowedFd<'_>,
+    attributes: u64,
+    recursive: bool,
+) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `attr` and the empty path outlive the call, and the size given is that of `attr`.
@@ -86,8 +101,9 @@ pub(super) fn restrict_mount(mount: BorrowedFd<'_>, attributes: u64, recursive: 
 /// Marks every descriptor from `first` on to be closed by `execve`.
 pub(super) fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     // SAFETY: changes only descriptor flags.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -133,7 +149,8 @@ pub(super) fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Erro
 
 /// Replaces this process by the program that `program` is open on. Returns only on failure.
 pub(super) fn execve_fd(program: BorrowedFd<'_>, args: &[CString]) -> io::Error {
-    let args: Vec<*const libc::c_char> = args.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+    let args: Vec<*const libc::c_char> =
+        args.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
     let env = [std::ptr::null::<libc::c_char>()];
     // SAFETY: both arrays end in null and point to strings that outlive the call.
     unsafe {
@@ -152,15 +169,22 @@ pub(super) fn execve_fd(program: BorrowedFd<'_>, args: &[CString]) -> io::Error 
 /// Leaves the mount namespace that this process shares with its parent.
 pub(super) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: affects only what this process sees; no memory is shared or unshared.
-    if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Sets a system call filter for this process and all it starts.
 pub(super) fn set_seccomp_filter(program: &[libc::sock_filter]) -> io::Result<()> {
-    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let length =
+        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     // SAFETY: the kernel copies the program, which outlives the call, and checks it.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -179,6 +203,7 @@ pub(super) fn loopback_up() -> io::Result<()> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the request is an ifreq with a name and flags, as this ioctl wants.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
+    let result =
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -23,7 +23,9 @@ pub(super) struct Identity {
 pub(super) fn look_up(root: BorrowedFd<'_>, user: &str) -> Result<Identity, String> {
     let (passwd, group) = (read(root, "etc/passwd"), read(root, "etc/group"));
     let numeric = |part: &str| parse_id(part).is_ok_and(|id| id.is_some());
-    if user.is_empty() || user.split_once(':').is_some_and(|(uid, gid)| numeric(uid) && numeric(gid)) {
+    if user.is_empty()
+        || user.split_once(':').is_some_and(|(uid, gid)| numeric(uid) && numeric(gid))
+    {
         // Nothing has to be looked up but the home folder, so files that can't be read don't matter.
         return identify(user, &passwd.unwrap_or_default(), "");
     }
@@ -39,13 +41,15 @@ fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, String> {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(format!("cannot open /{path}: {errno}")),
     };
-    let stat = rustix::fs::fstat(&file).map_err(|errno| format!("cannot examine /{path}: {errno}"))?;
+    let stat =
+        rustix::fs::fstat(&file).map_err(|errno| format!("cannot examine /{path}: {errno}"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(format!("/{path} is not a regular file"));
     }
     let mut bytes = vec![];
     let mut limited = std::io::Read::take(std::fs::File::from(file), MAX_FILE + 1);
-    std::io::Read::read_to_end(&mut limited, &mut bytes).map_err(|error| format!("cannot read /{path}: {error}"))?;
+    std::io::Read::read_to_end(&mut limited, &mut bytes)
+        .map_err(|error| format!("cannot read /{path}: {error}"))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(format!("/{path} is larger than {MAX_FILE} bytes"));
     }
@@ -94,7 +98,9 @@ fn identify(user: &str, passwd: &str, group: &str) -> Result<Identity, String> {
             let id = fields.get(2).and_then(|id| parse_id(id).ok().flatten())?;
             (fields[0] == group_name || wanted == Some(id)).then_some(id)
         });
-        gid = found.or(wanted).ok_or_else(|| format!("no matching entry for group {group_name:?} in /etc/group"))?;
+        gid = found
+            .or(wanted)
+            .ok_or_else(|| format!("no matching entry for group {group_name:?} in /etc/group"))?;
     } else if let Some(entry_name) = entry_name.filter(|_| !name.is_empty()) {
         for line in group.lines() {
             let fields: Vec<&str> = line.split(':').collect();
@@ -128,13 +134,19 @@ mod tests {
         assert_eq!(found("app"), app);
         assert_eq!(found("1000"), app);
         assert_eq!(found(""), Identity { uid: 0, gid: 0, groups: vec![], home: "/root".into() });
-        assert_eq!(found("root"), Identity { uid: 0, gid: 0, groups: vec![0, 10], home: "/root".into() });
+        assert_eq!(
+            found("root"),
+            Identity { uid: 0, gid: 0, groups: vec![0, 10], home: "/root".into() }
+        );
         assert_eq!(found("77"), Identity { uid: 77, gid: 0, groups: vec![], home: "/".into() });
     }
 
     #[test]
     fn a_group_replaces_the_users_groups() {
-        assert_eq!(found("app:staff"), Identity { uid: 1000, gid: 50, groups: vec![], home: "/srv/app".into() });
+        assert_eq!(
+            found("app:staff"),
+            Identity { uid: 1000, gid: 50, groups: vec![], home: "/srv/app".into() }
+        );
         assert_eq!(found("77:88"), Identity { uid: 77, gid: 88, groups: vec![], home: "/".into() });
         assert_eq!(found(":50").gid, 50);
     }

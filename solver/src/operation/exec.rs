@@ -13,7 +13,7 @@ use slipway_store::{Error, Store, blocking};
 use tokio::sync::mpsc;
 
 use crate::error::{Cause, Result};
-use crate::executor::{self, ExecError, ExecSpec, Exit, Network, Stdio};
+use crate::executor::{self, ExecError, ExecMount, ExecMountKind, ExecSpec, Exit, Network, Stdio, Writable};
 use crate::graph::Vertex;
 use crate::job::Worker;
 
@@ -32,9 +32,14 @@ pub(crate) async fn run(
     inputs: &[Snapshot],
 ) -> Result<Vec<Snapshot>> {
     let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
-    let (meta, base, output) = read(op, inputs)?;
+    let (meta, base, output, others) = read(op, inputs)?;
     let (store, layers) = (worker.store.clone(), base.layers.clone());
-    let folders = blocking::run(move || StepFolders::prepare(&store, &layers)).await?;
+    let (folders, mounts) = blocking::run(move || {
+        let folders = StepFolders::prepare(&store, &layers)?;
+        let mounts = others.into_iter().map(|mount| mount.prepare(&store)).collect::<slipway_store::Result<Vec<_>>>()?;
+        Ok((folders, mounts))
+    })
+    .await?;
     let command = meta.args.join(" ");
     let spec = ExecSpec {
         lower: folders.lower.clone(),
@@ -42,7 +47,7 @@ pub(crate) async fn run(
         upper: folders.upper(),
         work: folders.work(),
         readonly_root: false,
-        mounts: vec![],
+        mounts,
         args: meta.args.clone(),
         env: environment(meta),
         cwd: meta.cwd.clone(),
@@ -71,7 +76,7 @@ pub(crate) async fn run(
 }
 
 /// Takes an operation apart, refusing what is not built yet.
-fn read<'a>(op: &'a pb::ExecOp, inputs: &[Snapshot]) -> Result<(&'a pb::Meta, Snapshot, usize)> {
+fn read<'a>(op: &'a pb::ExecOp, inputs: &[Snapshot]) -> Result<(&'a pb::Meta, Snapshot, usize, Vec<OtherMount>)> {
     let unsupported = |what: &str| Err(Cause::Unsupported(what.to_owned()).into());
     let meta = op.meta.as_ref().ok_or_else(|| Cause::Invalid("a process without parameters".into()))?;
     if op.security != pb::SecurityMode::Sandbox as i32 {
@@ -83,14 +88,76 @@ fn read<'a>(op: &'a pb::ExecOp, inputs: &[Snapshot]) -> Result<(&'a pb::Meta, Sn
     if !meta.ulimit.is_empty() || !meta.cgroup_parent.is_empty() {
         return unsupported("a resource limit for a process");
     }
-    let [root] = op.mounts.as_slice() else { return unsupported("a mount besides the root file system") };
+    let (roots, others): (Vec<_>, Vec<_>) = op.mounts.iter().partition(|mount| mount.dest == "/");
+    let [root] = roots.as_slice() else { return unsupported("a process with two root file systems") };
     if root.mount_type != pb::MountType::Bind as i32 || root.readonly || !matches!(root.selector.as_str(), "" | "/") {
         return unsupported("a root file system that is read-only or part of a larger one");
     }
     let output = usize::try_from(root.output)
         .map_err(|_| Cause::Unsupported("a process whose changes are thrown away".into()))?;
     let base = usize::try_from(root.input).ok().and_then(|at| inputs.get(at)).cloned().unwrap_or_default();
-    Ok((meta, base, output))
+    let others = others.into_iter().map(|mount| OtherMount::read(mount, inputs)).collect::<Result<_>>()?;
+    Ok((meta, base, output, others))
+}
+
+/// A mount besides the root.
+#[derive(Debug)]
+struct OtherMount {
+    dest: String,
+    kind: OtherKind,
+}
+
+#[derive(Debug)]
+enum OtherKind {
+    Layers { snapshot: Snapshot, subpath: Option<String>, readonly: bool },
+    Tmpfs { size: Option<u64> },
+}
+
+impl OtherMount {
+    fn read(mount: &pb::Mount, inputs: &[Snapshot]) -> Result<Self> {
+        let unsupported = |what: &str| Err(Cause::Unsupported(what.to_owned()).into());
+        let kind = match pb::MountType::try_from(mount.mount_type) {
+            Ok(pb::MountType::Bind) if mount.output >= 0 => {
+                return unsupported("a mount whose changes become a result of their own");
+            }
+            Ok(pb::MountType::Bind) => {
+                let input = usize::try_from(mount.input).ok().and_then(|at| inputs.get(at)).cloned();
+                OtherKind::Layers {
+                    snapshot: input.unwrap_or_default(),
+                    subpath: Some(mount.selector.clone()).filter(|path| !matches!(path.as_str(), "" | "/")),
+                    readonly: mount.readonly,
+                }
+            }
+            Ok(pb::MountType::Tmpfs) => {
+                let size = mount.tmpfs_opt.as_ref().and_then(|opt| u64::try_from(opt.size).ok());
+                OtherKind::Tmpfs { size: size.filter(|size| *size > 0) }
+            }
+            Ok(pb::MountType::Cache) => return unsupported("a cache mount"),
+            Ok(pb::MountType::Secret) => return unsupported("a secret mount"),
+            Ok(pb::MountType::Ssh) => return unsupported("an SSH agent mount"),
+            Err(_) => return unsupported("a mount of an unknown kind"),
+        };
+        Ok(Self { dest: mount.dest.clone(), kind })
+    }
+
+    fn prepare(self, store: &Store) -> slipway_store::Result<ExecMount> {
+        let kind = match self.kind {
+            OtherKind::Tmpfs { size } => ExecMountKind::Tmpfs { size },
+            OtherKind::Layers { snapshot, subpath, readonly: true } => ExecMountKind::Overlay {
+                lower: store.folders(&snapshot.layers)?,
+                writable: None,
+                subpath,
+                readonly: true,
+            },
+            OtherKind::Layers { snapshot, subpath, readonly: false } => {
+                // What is written is thrown away with this process's unfinished work.
+                let folders = StepFolders::prepare(store, &snapshot.layers)?;
+                let writable = Some(Writable { upper: folders.upper(), work: folders.work() });
+                ExecMountKind::Overlay { lower: folders.lower, writable, subpath, readonly: false }
+            }
+        };
+        Ok(ExecMount { dest: self.dest, kind })
+    }
 }
 
 fn environment(meta: &pb::Meta) -> Vec<String> {

@@ -464,7 +464,7 @@ impl<'a> Copier<'a> {
         let mut waiting: Vec<(Vec<u8>, Entry)> = vec![];
         walk(source, from, &mut |relative, _path, entry| {
             let directory = entry.is_directory();
-            waiting.retain(|(parent, _)| relative.starts_with(&join(parent, b"/")));
+            waiting.retain(|(parent, _)| relative.strip_prefix(parent.as_slice()).is_some_and(|rest| rest.starts_with(b"/")));
             if self.exclusion.excludes(relative, directory) {
                 let look = directory && self.exclusion.may_hold(relative);
                 if look {

@@ -10,7 +10,7 @@ use slipway_store::registry::{Registry, RegistryErrorKind};
 use slipway_store::snapshot::{LayerId, Snapshot};
 use slipway_store::{Store, blocking, transfer};
 
-use crate::error::{Cause, Result};
+use crate::error::{Cause, Result, SolveError};
 
 /// Where a name is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,11 +83,37 @@ impl Images {
         if lookup == Lookup::StoreOnly {
             return Err(Cause::Missing(format!("image {reference} is not in the store for {platform}")).into());
         }
+        match self.resolve_at_registry(reference, platform).await {
+            Err(error) => Err(self.explain(reference, platform, error).await?),
+            found => found,
+        }
+    }
+
+    async fn resolve_at_registry(&self, reference: &ImageReference, platform: &Platform) -> Result<ResolvedImage> {
         let target = match reference.digest() {
             Some(digest) => self.document(reference, digest).await?.0,
             None => self.registry.resolve(reference).await?,
         };
         self.resolve_target(reference, platform, target).await
+    }
+
+    /// A name that the store knows, but not for this platform, is the better explanation of a registry's failure.
+    async fn explain(&self, reference: &ImageReference, platform: &Platform, error: SolveError) -> Result<SolveError> {
+        let (store, name) = (self.store.clone(), reference.to_string());
+        let offered = blocking::run(move || match store.image(&name)? {
+            Some(image) => store.platforms(&image.target),
+            None => Ok(vec![]),
+        })
+        .await?;
+        if offered.is_empty() || !matches!(*error.cause, Cause::Registry(_)) {
+            return Ok(error);
+        }
+        let offered: Vec<String> = offered.iter().map(|offer| offer.platform.to_string()).collect();
+        Ok(Cause::Missing(format!(
+            "image {reference} is in the store for {}, not for {platform}, and its registry did not help: {error}",
+            offered.join(", ")
+        ))
+        .into())
     }
 
     async fn resolve_in_store(

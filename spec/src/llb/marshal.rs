@@ -144,9 +144,11 @@ mod tests {
             marshal(&one.file(actions, VertexOptions::default()), Some(&source)).unwrap();
         let digest = two.digest().unwrap();
         assert_eq!(definition.ops.len(), 4);
-        assert!(!definition.metadata[digest].ignore_cache);
-        let locations = &definition.source.unwrap().locations[&digest.to_string()];
-        assert_eq!(locations.locations[0].ranges.len(), 2);
+        assert!(definition.metadata[digest].ignore_cache);
+        let locations = &definition.source.unwrap().locations[&digest.to_string()].locations;
+        let first_lines: Vec<_> =
+            locations.iter().map(|l| l.ranges[0].start.as_ref().unwrap().line).collect();
+        assert_eq!((first_lines, locations[0].ranges.len()), (vec![1, 5], 2));
     }
 
     #[test]

@@ -320,10 +320,13 @@ impl Inputs {
     fn add(&mut self, state: &State) -> i64 {
         let Some(output) = &state.output else { return -1 };
         let message = pb::Input { digest: output.vertex.digest.to_string(), index: output.index };
+        // Two vertices may be the same step asked for at two places; both are kept, for what is said about them.
+        if !self.vertices.iter().any(|known| Arc::ptr_eq(known, &output.vertex)) {
+            self.vertices.push(Arc::clone(&output.vertex));
+        }
         let position = self.messages.iter().position(|known| *known == message);
         let position = position.unwrap_or_else(|| {
             self.messages.push(message);
-            self.vertices.push(Arc::clone(&output.vertex));
             self.messages.len() - 1
         });
         to_index(position)

@@ -4,6 +4,8 @@
 //! says is never trusted: each operation is relative to an open directory inside the folder, symbolic links in the
 //! middle of a path are resolved as inside the image, and overlayfs attributes that an archive carries are dropped.
 
+mod name;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -15,9 +17,10 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use self::name::{Target, classify, clean};
 use super::reader::{Fragment, TarReader};
-use super::stack::{FileKind, Follow, Metadata, is_overlay_xattr};
-use super::tar::{Entry, EntryKind, OPAQUE_MARKER, WHITEOUT_PREFIX};
+use super::stack::{FileKind, Follow, Metadata, components, is_overlay_xattr};
+use super::tar::{Entry, EntryKind};
 use super::{LayerError, LayerErrorKind, LayerStack, Overlay, host, join, show, split};
 
 /// Read-ahead on the archive, and the copy buffer for file content.
@@ -137,19 +140,6 @@ impl Parent {
 
 /// The attributes of a directory below, for one that this layer implies.
 type Model = (Metadata, BTreeMap<Vec<u8>, Vec<u8>>);
-
-/// What an archive name asks for.
-enum Target<'a> {
-    Root,
-    Path(&'a [u8]),
-    Whiteout {
-        parent: &'a [u8],
-        name: &'a [u8],
-    },
-    Opaque(&'a [u8]),
-    /// Bookkeeping of aufs, which is not part of an image.
-    Ignored,
-}
 
 impl<'a> Applier<'a> {
     fn entry<R: Read>(
@@ -829,56 +819,4 @@ fn is_wanted_xattr(name: &[u8]) -> bool {
 
 fn clamp(seconds: i64) -> i64 {
     seconds.clamp(0, MAX_SECONDS)
-}
-
-fn components(path: &[u8]) -> Vec<Vec<u8>> {
-    let parts = path.split(|&b| b == b'/').filter(|part| !part.is_empty() && *part != b".");
-    parts.rev().map(<[u8]>::to_vec).collect()
-}
-
-/// Brings a name from an archive into canonical form: relative, without `.`, `..` and doubled slashes.
-fn clean(name: &[u8]) -> Result<Vec<u8>, LayerError> {
-    if name.contains(&0) {
-        return Err(LayerError::invalid(name, "a name contains a zero byte"));
-    }
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in name.split(|&b| b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => {
-                if parts.pop().is_none() {
-                    return Err(LayerError::invalid(name, "a name leads out of the layer"));
-                }
-            }
-            part => parts.push(part),
-        }
-    }
-    Ok(parts.join(&b'/'))
-}
-
-/// Tells what a canonical name means in a layer (OCI image specification, "Whiteouts").
-fn classify(path: &[u8]) -> Result<Target<'_>, LayerError> {
-    if path.is_empty() {
-        return Ok(Target::Root);
-    }
-    let (parent, name) = split(path);
-    // aufs kept its bookkeeping in files and folders with a doubled prefix.
-    let is_aufs = |part: &[u8]| part.starts_with(b".wh..wh.");
-    if parent.split(|&b| b == b'/').any(is_aufs) {
-        return Ok(Target::Ignored);
-    }
-    if parent.split(|&b| b == b'/').any(|part| part.starts_with(WHITEOUT_PREFIX)) {
-        return Err(LayerError::invalid(path, "it lies inside a whiteout"));
-    }
-    if name == OPAQUE_MARKER {
-        return Ok(Target::Opaque(parent));
-    }
-    if is_aufs(name) {
-        return Ok(Target::Ignored);
-    }
-    match name.strip_prefix(WHITEOUT_PREFIX) {
-        None => Ok(Target::Path(path)),
-        Some(b"" | b"." | b"..") => Err(LayerError::invalid(path, "its whiteout names no file")),
-        Some(name) => Ok(Target::Whiteout { parent, name }),
-    }
 }

@@ -100,7 +100,10 @@ fn metadata(stat: &Stat) -> Metadata {
         mtime_seconds: stat.st_mtime,
         mtime_nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
         device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
-        #[expect(clippy::useless_conversion, reason = "the width of st_nlink differs between architectures")]
+        #[expect(
+            clippy::useless_conversion,
+            reason = "the width of st_nlink differs between architectures"
+        )]
         links: u64::from(stat.st_nlink),
         inode: stat.st_ino,
         file_system: stat.st_dev,

@@ -486,7 +486,7 @@ impl LayerStack {
 }
 
 /// Returns the components of a path, last first, without empty ones and `.`.
-fn components(path: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn components(path: &[u8]) -> Vec<Vec<u8>> {
     let parts = path.split(|&b| b == b'/').filter(|part| !part.is_empty() && *part != b".");
     parts.rev().map(<[u8]>::to_vec).collect()
 }

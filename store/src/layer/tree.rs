@@ -65,9 +65,8 @@ pub fn write_tree<W: Write>(stack: &LayerStack, tar: &mut TarWriter<W>) -> Resul
         }
         let mut entry = Entry::new(located.path.as_slice(), kind, metadata.mode);
         (entry.uid, entry.gid) = (metadata.uid, metadata.gid);
-        // This archive is no layer: BuildKit rounds times here, where it cuts them for layers.
-        entry.mtime_seconds =
-            metadata.mtime_seconds + i64::from(metadata.mtime_nanoseconds >= 500_000_000);
+        // Cut, not rounded, so that a file has the same time here as in its layer.
+        entry.mtime_seconds = metadata.mtime_seconds;
         entry.xattrs = stack.xattrs(located)?;
         let written = match &mut file {
             Some(file) => tar.append(&entry, file),

@@ -70,7 +70,7 @@ fn a_token_service_that_refuses_is_told() {
             let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"tests\"");
             Reply::Answer(401, vec![("WWW-Authenticate", challenge)], vec![])
         },
-        &["token"],
+        &["403", "login"],
     );
 }
 

@@ -75,7 +75,7 @@ fn a_docker_archive_is_read_by_skopeo() {
 
     let manifest = tool(Command::new("tar").args(["-xOf", &archive, "manifest.json"]));
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
-    assert_eq!(manifest[0]["RepoTags"], serde_json::json!(["docker.io/team/app:1.0"]));
+    assert_eq!(manifest[0]["RepoTags"], serde_json::json!(["team/app:1.0"]));
 
     let layout = sandbox.path("layout");
     tool(

@@ -144,13 +144,55 @@ fn tls_and_a_password_are_used_where_the_registry_wants_them() {
     assert_eq!(other.inspect(&image, None)["Id"], sandbox.inspect(&image, None)["Id"]);
 
     let stranger = Sandbox::new();
-    stranger.log_in(&registry);
-    let ran = stranger.fail(["pull", &image]);
+    stranger.trust(&registry);
+    for arguments in [&["pull", &image][..], &["run", "--rm", &image]] {
+        let ran = stranger.slipway(arguments).ran();
+        assert!(!ran.status.success());
+        let error = ran.error();
+        assert!(error.contains(&registry.host()) && error.contains("401"), "{error}");
+        assert!(error.contains("login"), "what to do is said: {error}");
+    }
+
+    // The host is on the loopback interface; an authority that is named for it counts all the same.
+    let misled = Sandbox::new();
+    misled.trust_authority_of(&Registry::start_secure(), &registry);
+    misled.log_in(&registry);
+    let ran = misled.fail(["pull", &image]);
     assert!(
-        ran.error().contains(&registry.host()),
-        "an unknown authority is not trusted: {}",
+        ran.error().contains(&registry.host()) && ran.error().contains("certificate"),
+        "{}",
         ran.error()
     );
+}
+
+#[test]
+fn only_a_registry_on_the_loopback_interface_is_spoken_to_without_tls() {
+    let sandbox = Sandbox::new();
+    std::fs::write(
+        sandbox.path("registry.yml"),
+        format!(
+            "version: 0.1\nlog: {{ accesslog: {{ disabled: false }} }}\n\
+             storage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: :5000 }}\n",
+            sandbox.arg("data")
+        ),
+    )
+    .unwrap();
+    // In a network namespace of its own the loopback interface can have an address that is not one of the loopback.
+    let script = "busybox ip link set lo up && busybox ip addr add 192.0.2.1/32 dev lo || exit 90\n\
+                  docker-registry serve ../registry.yml > ../registry.log 2>&1 & registry=$!\n\
+                  for i in $(seq 1 500); do busybox nc -z 127.0.0.1 5000 && break; sleep 0.02; done\n\
+                  \"$@\" pull 127.0.0.1:5000/near/it; echo near $? >&2\n\
+                  \"$@\" pull 192.0.2.1:5000/far/it; echo far $? >&2\n\
+                  kill $registry; wait $registry; exit 0";
+    let none: [&str; 0] = [];
+    let ran = sandbox.slipway(none).under(["unshare", "--net", "sh", "-c", script, "sh"]).succeeds();
+    assert!(ran.stderr.contains("near 1") && ran.stderr.contains("far 1"), "{}", ran.stderr);
+    let errors: Vec<_> = ran.stderr.lines().filter(|line| line.starts_with("ERROR: ")).collect();
+    assert!(errors[0].contains("not found"), "{errors:?}");
+    assert!(errors[1].contains("192.0.2.1:5000") && !errors[1].contains("not found"), "{errors:?}");
+    let log = std::fs::read_to_string(sandbox.path("registry.log")).unwrap();
+    assert!(log.contains("/v2/near/it/"), "{log}");
+    assert!(!log.contains("/v2/far/it/"), "it was asked without TLS: {log}");
 }
 
 #[test]

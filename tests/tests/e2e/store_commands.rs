@@ -172,10 +172,12 @@ fn run_starts_a_command_in_an_image_of_either_platform() {
 #[test]
 fn names_that_are_none_are_refused() {
     let sandbox = Sandbox::with_base();
-    for arguments in [["tag", BASE, "UPPER/case"], ["tag", BASE, "a b"], ["tag", "absent:1", "x:1"]]
-    {
-        sandbox.fail(arguments);
+    for name in ["UPPER", "host.invalid/UPPER", "a b", "x:", ":1", "a//b", "x:tag!", "", "x@sha256:1"] {
+        let ran = sandbox.fail(["tag", BASE, name]);
+        assert!(ran.error().contains(name), "{name:?}: {}", ran.error());
     }
+    let ran = sandbox.fail(["tag", "absent:1", "x:1"]);
+    assert!(ran.error().contains("absent:1"), "{}", ran.error());
     let context = sandbox.context("context");
     context.dockerfile("FROM scratch\nCOPY Dockerfile /\n");
     let ran = sandbox.build_fails(&context, ["-t", "Not A Name"]);

@@ -10,7 +10,7 @@ use super::super::go_format::{duration, plain_list, quoted_list};
 use super::super::instruction::{ArgDeclaration, CommandLine};
 use super::super::problem::{Problem, Result};
 use super::super::stage::Step;
-use super::{Builder, join, name, owner, signal};
+use super::{Builder, change_dir, join, name, owner, signal};
 
 /// Arguments that steer the build and never reach a process.
 const NOT_IN_ENV: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
@@ -142,7 +142,12 @@ impl Builder<'_> {
 
     pub(super) fn workdir(&mut self, path: &str, step: &Step) -> Result<()> {
         let path = self.expand(path)?;
-        let path = join(&self.out.config.config.working_dir, &path);
+        let current = if self.out.config.config.working_dir.is_empty() {
+            "/"
+        } else {
+            &self.out.config.config.working_dir
+        };
+        let path = change_dir(current, &path);
         self.out.config.config.working_dir.clone_from(&path);
         self.out.cwd.clone_from(&path);
         let layer = path != "/";
@@ -150,8 +155,9 @@ impl Builder<'_> {
             let owner = owner(&self.out.config.config.user);
             let lexer = Lexer::new(self.plan.escape);
             let text = name::instruction(&step.command.code, lexer, &self.out.env);
-            let options = self.vertex(&text, step.command.lines, false);
-            let actions = FileActions::new().mkdir(&path, 0o755, owner, self.plan.epoch);
+            let options = self.vertex(&text, step.command.lines, false, &self.out.platform.clone());
+            let actions =
+                FileActions::new().mkdir(&join("/", &path), 0o755, owner, self.plan.epoch);
             self.out.state = self.out.state.file(actions, options);
         }
         self.history(format!("WORKDIR {path}"), layer);

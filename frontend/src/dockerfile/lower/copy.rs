@@ -83,7 +83,7 @@ impl Builder<'_> {
         history.push_str(&format!(" {dest_text} # buildkit"));
         let lexer = Lexer::new(self.plan.escape);
         let text = name::instruction(&command.code, lexer, &self.out.env);
-        let options = self.vertex(&text, command.lines, true);
+        let options = self.vertex(&text, command.lines, true, &self.out.platform.clone());
         self.out.state = self.out.state.file(actions, options);
         self.history(history, true);
         Ok(())

@@ -52,7 +52,7 @@ impl Builder<'_> {
         };
         let lexer = Lexer { raw_quotes: true, keep_unset: true, ..Lexer::new(self.plan.escape) };
         let text = name::instruction(&code, lexer, &self.out.env);
-        let mut options = self.vertex(&text, command.lines, true);
+        let mut options = self.vertex(&text, command.lines, true, &self.out.platform.normalized());
         options.description.insert("com.docker.dockerfile.v1.command".into(), command.code.clone());
         let exec = Exec { meta, network, mounts, ..Exec::default() };
         self.out.state = self.out.state.exec(exec, options);
