@@ -34,7 +34,7 @@ clippy:
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 
 # The end-to-end tests are left to their own target; the architecture test is quick and belongs here.
-unit:
+unit: e2e-tools
 	@sh tests/install-tools.sh $(BUILD_TOOLS)
 	sh tests/run-tests.sh --workspace --exclude slipway-tests
 	sh tests/run-tests.sh --package slipway-tests --lib --test architecture

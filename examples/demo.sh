@@ -71,7 +71,7 @@ end=$(now)
 say "Done in $(((end - began) / 1000000000)).$(printf %02d $(((end - began) / 10000000 % 100))) s"
 cat <<END
    image      $image for $platforms
-   store      $work/root          (an OCI layout; see it with: SLIPWAY_ROOT=$work/root $slipway images --tree)
+   store      $work/root          (content/ in it is an OCI layout; see it with: SLIPWAY_ROOT=$work/root $slipway images --tree)
    archive    $archive
    try        SLIPWAY_ROOT=$work/root $slipway run --rm $image
               and open http://127.0.0.1:8080/ in a browser

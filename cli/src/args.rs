@@ -74,26 +74,6 @@ pub(crate) enum Command {
     Du(store::DuArgs),
 }
 
-impl Command {
-    /// Returns the verb.
-    pub(crate) fn verb(&self) -> &'static str {
-        match self {
-            Self::Build(_) => "build",
-            Self::Images(_) => "images",
-            Self::Pull(_) => "pull",
-            Self::Push(_) => "push",
-            Self::Save(_) => "save",
-            Self::Load(_) => "load",
-            Self::Tag(_) => "tag",
-            Self::Rmi(_) => "rmi",
-            Self::Inspect(_) => "inspect",
-            Self::Run(_) => "run",
-            Self::Prune(_) => "prune",
-            Self::Du(_) => "du",
-        }
-    }
-}
-
 /// Returns the verb of a command line that need not be valid: the first word that is no flag of every command.
 pub(crate) fn verb(arguments: &[OsString]) -> Option<&OsStr> {
     let mut words = arguments.iter().skip(1);

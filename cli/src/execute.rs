@@ -30,7 +30,7 @@ use crate::args::value::join_platforms;
 use crate::args::{Cli, Command};
 use crate::client::open_engine;
 use crate::client::output::{FileOutput, StdoutOutput};
-use crate::command::build::{BuildNetwork, BuildPlan, NoCache};
+use crate::command::build::{BuildNetwork, BuildPlan, DockerfilePlace, NoCache};
 use crate::command::images::{ImageRow, PlatformRow};
 use crate::command::inspect::InspectedImage;
 use crate::command::prune::{PruneCache, PruneImages};
@@ -43,9 +43,13 @@ use crate::failure::excerpt::source_excerpt;
 use crate::metadata_file::BuildMetadata;
 use crate::output::{Dest, OutputKind, OutputSpec};
 use crate::progress::{Display, Ended};
+use crate::terminal::Terminal;
+
+/// A Dockerfile on standard input may have this many bytes.
+const MAX_DOCKERFILE: u64 = 32 << 20;
 
 /// How long work on the disk may go on after an interruption.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Carries a command out and returns the exit code.
 pub(crate) fn dispatch(cli: Cli, context: &Context) -> Result<u8, Failure> {
@@ -168,14 +172,26 @@ fn request(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure>
             attrs.insert("force-network-mode".into(), "none".into());
         }
     }
-    let folder = plan.dockerfile.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = plan.dockerfile.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    attrs.insert("filename".into(), name);
     let absolute = |path: &Path| {
         std::path::absolute(path).map_err(|error| Failure::new(format!("cannot use {}: {error}", path.display())))
     };
     request.folders.insert("context".into(), absolute(&plan.context)?);
-    request.folders.insert("dockerfile".into(), absolute(folder)?);
+    match &plan.dockerfile {
+        DockerfilePlace::Path(path) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            request.folders.insert("dockerfile".into(), absolute(folder)?);
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            request.attrs.insert("filename".into(), name);
+        }
+        DockerfilePlace::Stdin => {
+            let mut text = vec![];
+            std::io::stdin()
+                .take(MAX_DOCKERFILE)
+                .read_to_end(&mut text)
+                .map_err(|error| Failure::new(format!("cannot read the Dockerfile from standard input: {error}")))?;
+            request.files.entry("dockerfile".into()).or_default().insert("Dockerfile".into(), text.into());
+        }
+    }
     for output in &plan.outputs {
         request.exports.extend(export(output, context)?);
     }
@@ -431,13 +447,29 @@ fn rmi(args: &RmiArgs, context: &Context) -> Result<(), Failure> {
     let store = engine.store();
     let mut names = vec![];
     for name in &args.names {
-        match store.find_image(name) {
-            Ok(image) => names.push(image.name),
-            Err(error) if args.force && error.kind() == ErrorKind::NotFound => {}
+        let image = match store.find_image(name) {
+            Ok(image) => image,
+            Err(error) if args.force && error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(failure(error)),
+        };
+        // A name removes itself, an id the image with all its names.
+        let is_name = name.parse::<ImageReference>().is_ok_and(|reference| reference.to_string() == image.name);
+        let doomed: Vec<String> = if is_name {
+            vec![image.name]
+        } else {
+            let all = store.images().map_err(failure)?;
+            all.into_iter().filter(|other| other.target.digest == image.target.digest).map(|other| other.name).collect()
+        };
+        if doomed.len() > 1 && !args.force {
+            return Err(Failure::new(format!("image {name} has {} names: {}", doomed.len(), doomed.join(", ")))
+                .hint("remove them one by one, or all with --force"));
+        }
+        for name in doomed {
+            if !names.contains(&name) {
+                names.push(name);
+            }
         }
     }
-    names.dedup();
     let targets = store.remove_images(&names).map_err(failure)?;
     let remaining = store.images().map_err(failure)?;
     let mut removals = vec![];
@@ -509,12 +541,47 @@ fn run(args: &RunArgs, context: &Context) -> Result<u8, Failure> {
         network: plan.network == RunNetwork::Host,
         tty: plan.tty,
     };
-    let stdio = stdio(plan.interactive).map_err(refuse)?;
+    let broken = |error: std::io::Error| refuse(Failure::new(format!("cannot prepare the terminal: {error}")));
+    let terminal = plan.tty.then(Terminal::open).transpose().map_err(broken)?;
+    let stdio = match &terminal {
+        Some(terminal) => {
+            let [stdin, stdout, stderr] = terminal.streams().map_err(broken)?;
+            Stdio::Files { stdin, stdout, stderr }
+        }
+        None => stdio(plan.interactive).map_err(refuse)?,
+    };
     let display = context.display(ProgressMode::Auto, "Pulling");
     let sink = display.sink();
     let code = block_on(async {
-        // The terminal is the command's from the moment it starts.
-        engine.run(request, stdio, sink, move || display.finish(Ended::Success)).await.map_err(|error| {
+        let (started, mut starts) = tokio::sync::oneshot::channel::<()>();
+        let command = engine.run(request, stdio, sink, move || {
+            // The terminal is the command's from the moment it starts.
+            display.finish(Ended::Success);
+            let _waiting = started.send(());
+        });
+        let outcome = match terminal {
+            None => command.await,
+            Some(terminal) => {
+                tokio::pin!(command);
+                let early = tokio::select! {
+                    outcome = &mut command => Some(outcome),
+                    _ = &mut starts => None,
+                };
+                match early {
+                    Some(outcome) => outcome,
+                    None => {
+                        let joined = terminal.join(plan.interactive).map_err(broken)?;
+                        let outcome = tokio::select! {
+                            outcome = &mut command => outcome,
+                            () = joined.follow_size() => unreachable!("following never ends"),
+                        };
+                        joined.finish();
+                        outcome
+                    }
+                }
+            }
+        };
+        outcome.map_err(|error| {
             let why = match &error {
                 RunError::Exec(error) => match error.exit_code() {
                     Some(127) => NotStarted::NotFound,

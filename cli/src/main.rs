@@ -13,6 +13,7 @@ mod output;
 mod printer;
 mod progress;
 mod settings;
+mod terminal;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -5,8 +5,6 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 use slipway_spec::{Descriptor, Digest};
 
@@ -47,15 +45,6 @@ impl BuildMetadata {
         }
         Value::Object(document)
     }
-}
-
-/// Reads metadata from the string values that an exporter returns.
-///
-/// The descriptor is JSON, plain or in base64.
-pub(crate) fn descriptor_of_text(text: &str) -> Option<Descriptor> {
-    serde_json::from_str(text)
-        .ok()
-        .or_else(|| serde_json::from_slice(&STANDARD.decode(text).ok()?).ok())
 }
 
 /// Writes the metadata file. Readers see the old content or the new one, never a part.
@@ -215,14 +204,5 @@ mod tests {
         clear_iidfile(&device).unwrap();
         write_iidfile(&device, &Digest::of(b"c")).unwrap();
         assert_eq!(fs::read_link(&device).unwrap(), Path::new("/dev/null"));
-    }
-
-    #[test]
-    fn descriptors_come_plain_or_in_base64() {
-        let descriptor = metadata().descriptor.unwrap();
-        let json = serde_json::to_string(&descriptor).unwrap();
-        assert_eq!(descriptor_of_text(&json), Some(descriptor.clone()));
-        assert_eq!(descriptor_of_text(&STANDARD.encode(&json)), Some(descriptor));
-        assert_eq!(descriptor_of_text("?"), None);
     }
 }

@@ -13,6 +13,7 @@ use slipway_spec::llb::Definition;
 use slipway_spec::progress::{ProgressEvent, ProgressSink};
 use slipway_spec::{Digest, ImageReference, Platform};
 use slipway_store::registry::RegistryErrorKind;
+use tokio::sync::OnceCell;
 
 /// Files that a frontend reads may have this many bytes.
 const MAX_FILE: u64 = 32 * 1024 * 1024;
@@ -22,12 +23,50 @@ pub(crate) struct JobBridge {
     job: Job,
     progress: Arc<dyn ProgressSink>,
     edges: Mutex<Vec<Edge>>,
-    images: tokio::sync::Mutex<HashMap<(String, Platform), ResolvedImage>>,
+    images: Mutex<HashMap<(String, Platform), Arc<OnceCell<Answer>>>>,
+}
+
+/// What was found out about an image, or why nothing was.
+type Answer = Result<ResolvedImage, (BridgeErrorKind, String)>;
+
+/// Says that a question was given up, unless it was answered.
+struct Asked<'a> {
+    progress: &'a dyn ProgressSink,
+    vertex: Digest,
+    answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.progress.send(ProgressEvent::Canceled { vertex: self.vertex.clone() });
+        }
+    }
 }
 
 impl JobBridge {
     pub(crate) fn new(job: Job, progress: Arc<dyn ProgressSink>) -> Self {
-        Self { job, progress, edges: Mutex::default(), images: tokio::sync::Mutex::default() }
+        Self { job, progress, edges: Mutex::default(), images: Mutex::default() }
+    }
+
+    async fn ask(&self, image: &ImageReference, platform: &Platform, lookup: Lookup) -> Answer {
+        let name: Arc<str> = format!("[internal] load metadata for {image}").into();
+        let vertex = Digest::of(format!("{name} {platform}").as_bytes());
+        self.progress.send(ProgressEvent::Started { vertex: vertex.clone(), name });
+        let mut asked = Asked { progress: &*self.progress, vertex: vertex.clone(), answered: false };
+        let found = self.job.worker().images.resolve(image, platform, lookup).await;
+        asked.answered = true;
+        self.progress.send(match &found {
+            Ok(_) => ProgressEvent::Done { vertex },
+            Err(error) => ProgressEvent::Failed { vertex, error: error.to_string().into() },
+        });
+        match found {
+            Ok(found) => Ok(ResolvedImage { digest: found.target.digest, config: found.config }),
+            Err(error) => {
+                let error = to_bridge_error(error);
+                Err((error.kind, error.message))
+            }
+        }
     }
 }
 
@@ -53,28 +92,15 @@ impl Bridge for JobBridge {
         mode: ResolveMode,
     ) -> Result<ResolvedImage, BridgeError> {
         let key = (image.to_string(), platform.clone());
-        // Held while resolving, so that stages that ask for the same image at once ask the registry once.
-        let mut images = self.images.lock().await;
-        if let Some(known) = images.get(&key) {
-            return Ok(known.clone());
-        }
+        // Stages that ask for the same image at once ask the registry once; different images are asked for at once.
+        let answer = self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
         let lookup = match mode {
             ResolveMode::Default => Lookup::StoreFirst,
             ResolveMode::Pull => Lookup::Registry,
             ResolveMode::Local => Lookup::StoreOnly,
         };
-        let name: Arc<str> = format!("[internal] load metadata for {image}").into();
-        let vertex = Digest::of(format!("{name} {platform}").as_bytes());
-        self.progress.send(ProgressEvent::Started { vertex: vertex.clone(), name });
-        let found = self.job.worker().images.resolve(image, platform, lookup).await;
-        self.progress.send(match &found {
-            Ok(_) => ProgressEvent::Done { vertex },
-            Err(error) => ProgressEvent::Failed { vertex, error: error.to_string().into() },
-        });
-        let found = found.map_err(to_bridge_error)?;
-        let resolved = ResolvedImage { digest: found.target.digest, config: found.config };
-        images.insert(key, resolved.clone());
-        Ok(resolved)
+        let answer = answer.get_or_init(|| self.ask(image, platform, lookup)).await.clone();
+        answer.map_err(|(kind, message)| BridgeError::new(kind, message))
     }
 
     async fn solve(&self, definition: Definition) -> Result<BridgeRef, BridgeError> {

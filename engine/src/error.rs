@@ -51,12 +51,12 @@ impl BuildError {
                     Some((start, range.end.as_ref().map_or(start, |end| end.line)))
                 });
                 let (first, last) = lines.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
-                Some(Excerpt {
-                    file: source.filename.clone(),
-                    text: String::from_utf8_lossy(&source.data).into_owned(),
-                    first: usize::try_from(first).ok()?,
-                    last: usize::try_from(last).ok()?,
-                })
+                let text = String::from_utf8_lossy(&source.data).into_owned();
+                // A definition from elsewhere may name lines that its file does not have.
+                let count = text.lines().count().max(1);
+                let first = usize::try_from(first).ok()?.clamp(1, count);
+                let last = usize::try_from(last).ok()?.clamp(first, count);
+                Some(Excerpt { file: source.filename.clone(), text, first, last })
             }
             _ => None,
         }

@@ -1,6 +1,7 @@
 //! The build told as one function: Dockerfile to graph, graph to snapshots, snapshots to whatever was asked for.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use futures::future::try_join_all;
 use slipway_exporter::{Assembled, ImageOptions, PlatformResult, assemble, files};
@@ -29,7 +30,7 @@ impl Engine {
         progress: Arc<dyn ProgressSink>,
     ) -> Result<BuildResult, BuildError> {
         let memory = self.store().root().join("digests");
-        let client = Arc::new(LocalFolders::new(request.folders, Some(memory)));
+        let client = Arc::new(LocalFolders::new(request.folders, Some(memory)).with_files(request.files));
         let job = Job::new(self.worker.clone(), client, progress.clone());
         let epoch = source_date_epoch(&request.attrs)?;
 
@@ -216,7 +217,10 @@ struct Vertex {
 
 impl Vertex {
     fn start(progress: &Arc<dyn ProgressSink>, name: &str) -> Self {
-        let digest = Digest::of(name.as_bytes());
+        // Two outputs may have the same name; they are different work.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let digest = Digest::of(format!("{name} {number}").as_bytes());
         progress.send(ProgressEvent::Started { vertex: digest.clone(), name: name.into() });
         Self { progress: progress.clone(), digest, ended: false.into() }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use slipway_exporter::{ImageOptions, OutputSink};
 use slipway_spec::Descriptor;
 
@@ -13,6 +14,8 @@ pub struct BuildRequest {
     pub attrs: BTreeMap<String, String>,
     /// Folders of this machine that the build may read, by name: `context`, `dockerfile`.
     pub folders: BTreeMap<String, PathBuf>,
+    /// Files that are only in memory, by the name of their folder and their path in it.
+    pub files: BTreeMap<String, BTreeMap<String, Bytes>>,
     /// Where the result goes; without any it stays in the cache.
     pub exports: Vec<Export>,
 }

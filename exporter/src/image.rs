@@ -163,6 +163,9 @@ fn complete_history(
         });
     }
     config.created = match (&config.created, epoch) {
+        (Some(created), Some(epoch)) if timestamp::parse(created).is_some_and(|time| time > epoch) => {
+            Some(timestamp::format(epoch))
+        }
         (Some(created), _) => Some(created.clone()),
         (None, epoch) => config
             .history

@@ -114,7 +114,7 @@ impl ImageOptions {
         if options.push_by_digest && options.names.iter().any(|name| name.tag().is_some_and(|tag| tag != "latest")) {
             return Err(ExportError::Invalid("push-by-digest cannot be combined with a tag".into()));
         }
-        if options.blobs.docker && !options.annotations.is_empty() {
+        if options.blobs.docker && !(options.annotations.is_empty() && options.index_annotations.is_empty()) {
             return Err(ExportError::Invalid("annotations need oci-mediatypes=true".into()));
         }
         Ok(options)

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -43,6 +44,7 @@ pub trait LocalFiles: Debug + Send + Sync {
 pub struct LocalFolders {
     folders: BTreeMap<String, PathBuf>,
     memory: Option<PathBuf>,
+    files: BTreeMap<String, BTreeMap<String, Bytes>>,
 }
 
 /// No Dockerfile or ignore file is larger than this, in bytes.
@@ -51,7 +53,15 @@ const MAX_READ: u64 = 32 * 1024 * 1024;
 impl LocalFolders {
     /// Offers folders; `memory` is where digests are remembered between builds.
     pub fn new(folders: BTreeMap<String, PathBuf>, memory: Option<PathBuf>) -> Self {
-        Self { folders, memory }
+        Self { folders, memory, files: BTreeMap::new() }
+    }
+
+    /// Offers files that are only in memory, by the name of their folder and their path in it. Such a folder need not
+    /// exist otherwise.
+    #[must_use]
+    pub fn with_files(mut self, files: BTreeMap<String, BTreeMap<String, Bytes>>) -> Self {
+        self.files = files;
+        self
     }
 
     fn folder(&self, name: &str) -> Result<&Path, Error> {
@@ -76,15 +86,28 @@ impl LocalFiles for LocalFolders {
     }
 
     async fn read(&self, name: &str, path: &str) -> Result<Option<Bytes>, Error> {
+        if let Some(files) = self.files.get(name) {
+            if let Some(bytes) = files.get(path) {
+                return Ok(Some(bytes.clone()));
+            }
+            if !self.folders.contains_key(name) {
+                return Ok(None);
+            }
+        }
         let path = self.folder(name)?.join(OsStr::from_bytes(&clean(path.as_bytes())));
         blocking::run(move || {
             let failed = |error: std::io::Error| Error::io(format!("cannot read {}", path.display()), error);
-            let file = match fs::File::open(&path) {
+            // A pipe in the place of the file must not block.
+            let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+            let file = match opened {
                 Ok(file) => file,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Ok(None),
                 Err(error) => return Err(failed(error)),
             };
+            if !file.metadata().map_err(failed)?.is_file() {
+                return Err(Error::new(ErrorKind::Invalid, format!("{} is not a file", path.display())));
+            }
             let mut bytes = vec![];
             file.take(MAX_READ + 1).read_to_end(&mut bytes).map_err(failed)?;
             if bytes.len() as u64 > MAX_READ {
@@ -195,11 +218,16 @@ fn follow(folder: &Path, paths: &[String]) -> Result<BTreeSet<Vec<u8>>, Error> {
             continue;
         }
         let part = rest.remove(0);
-        let names = if part.iter().any(|b| matches!(b, b'*' | b'?' | b'[' | b'\\')) {
+        let escaped = part.contains(&b'\\');
+        let mut names = if escaped || crate::glob::is_pattern(&part) {
             matching(&folder.join(OsStr::from_bytes(&at)), &part)?
         } else {
-            vec![part]
+            vec![]
         };
+        // Without a wildcard a backslash is part of the name, behind one it is an escape: both are brought.
+        if !crate::glob::is_pattern(&part) && !names.contains(&part) {
+            names.push(part);
+        }
         for name in names {
             let here = join(&at, &name);
             // More links than the kernel follows cannot lead anywhere.
@@ -283,6 +311,6 @@ mod tests {
         assert_eq!(select(folder.path(), follow(&["/link/file"])), ["link", "real", "real/deep", "real/deep/file"]);
         assert_eq!(select(folder.path(), follow(&["x*", "nowhere"])), ["x1", "x2"]);
         assert_eq!(select(folder.path(), follow(&["./other/"])), ["other", "other/file"]);
-        assert_eq!(select(folder.path(), follow(&["/"])).len(), 10);
+        assert_eq!(select(folder.path(), follow(&["/"])).len(), 9);
     }
 }

@@ -29,9 +29,19 @@ pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// Whether a component has characters with a special meaning.
+/// Whether a component has a wildcard. An escape alone makes no pattern: a name with backslashes is taken as it is.
 pub(crate) fn is_pattern(component: &[u8]) -> bool {
-    component.iter().any(|b| matches!(b, b'*' | b'?' | b'[' | b'\\'))
+    let mut rest = component.iter();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'\\' => {
+                rest.next();
+            }
+            b'*' | b'?' | b'[' => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 #[derive(Clone, Copy)]

@@ -1,7 +1,8 @@
 //! A definition loaded as a graph of vertices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use slipway_spec::llb::{Definition, pb};
 use slipway_spec::{Digest, Platform};
@@ -31,7 +32,24 @@ pub struct Vertex {
     pub(crate) quick_key: OnceCell<Result<Option<ResultKey>>>,
     pub(crate) key: OnceCell<Result<ResultKey>>,
     pub(crate) results: OnceCell<Result<Vec<Snapshot>>>,
-    pub(crate) announced: std::sync::atomic::AtomicBool,
+    /// What a source image turned out to be: key and result speak of the same one.
+    pub(crate) image: OnceCell<Result<(Snapshot, Vec<Digest>)>>,
+    pub(crate) announced: AtomicBool,
+    /// Whether the result is not what the key says, because something ran again and gave something else; it serves this
+    /// build and is not remembered.
+    pub(crate) unkept: AtomicBool,
+}
+
+impl Drop for Vertex {
+    fn drop(&mut self) {
+        // The default would recurse once per vertex, and a long chain could exhaust the stack.
+        let mut rest = std::mem::take(&mut self.inputs);
+        while let Some(edge) = rest.pop() {
+            if let Some(mut last) = Arc::into_inner(edge.vertex) {
+                rest.append(&mut last.inputs);
+            }
+        }
+    }
 }
 
 /// One output of a vertex.
@@ -103,7 +121,9 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
                 quick_key: OnceCell::new(),
                 key: OnceCell::new(),
                 results: OnceCell::new(),
+                image: OnceCell::new(),
                 announced: false.into(),
+                unkept: false.into(),
             })
         });
         loaded.insert(digest, vertex.clone());
@@ -154,10 +174,17 @@ fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
             if !exec.mounts.iter().all(|mount| input(mount.input)) {
                 return fail("a mount names an input that is not there");
             }
+            if !dense(exec.mounts.iter().map(|mount| mount.output)) {
+                return fail("the outputs of a process must be counted from 0 without gaps");
+            }
         }
         pb::op::Op::File(file) => {
             if file.actions.is_empty() {
                 return fail("a file operation needs an action");
+            }
+            let outputs = || file.actions.iter().map(|action| action.output);
+            if !dense(outputs()) || !outputs().any(|output| output == 0) {
+                return fail("the outputs of a file operation must be counted from 0 without gaps");
             }
             for (at, action) in file.actions.iter().enumerate() {
                 let earlier = |index: i64| index >= -1 && index < i64::try_from(inputs + at).unwrap_or(i64::MAX);
@@ -182,6 +209,12 @@ fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
         _ => {}
     }
     Ok(())
+}
+
+/// Whether indexes are counted from 0 without gaps; -1 is none.
+fn dense(outputs: impl Iterator<Item = i64>) -> bool {
+    let indexes: BTreeSet<i64> = outputs.filter(|index| *index != -1).collect();
+    indexes.into_iter().zip(0..).all(|(index, expected)| index == expected)
 }
 
 /// Encodes a message: equal messages give equal bytes.

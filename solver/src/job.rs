@@ -1,13 +1,12 @@
 //! One build: vertices on their way to results.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures::FutureExt as _;
-use futures::future::{BoxFuture, join_all, try_join_all};
+use futures::future::{join_all, try_join_all};
 use sha2::{Digest as _, Sha256};
 use slipway_spec::llb::{Definition, pb};
 use slipway_spec::progress::{ProgressEvent, ProgressSink};
@@ -19,6 +18,7 @@ use slipway_store::{Store, blocking, transfer};
 use tokio::sync::Semaphore;
 
 use crate::client::{LocalFiles, LocalRequest};
+use crate::deep::Deep;
 use crate::error::{Cause, Result, SolveError};
 use crate::executor::Executor;
 use crate::graph::{self, Edge, Vertex, Vertices, encode};
@@ -57,6 +57,8 @@ struct Inner {
     remote: Mutex<HashMap<LayerId, RemoteLayer>>,
     /// Folders of the client, scanned once per way they are asked for.
     locals: tokio::sync::Mutex<HashMap<LocalRequest, Arc<View>>>,
+    /// One lock per image that is being fetched.
+    pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -101,6 +103,7 @@ impl Job {
             vertices: Mutex::default(),
             remote: Mutex::default(),
             locals: tokio::sync::Mutex::default(),
+            pulls: Mutex::default(),
         }))
     }
 
@@ -146,12 +149,14 @@ impl Job {
         &self.0.worker.store
     }
 
-    fn key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> BoxFuture<'a, Result<ResultKey>> {
-        async move { vertex.key.get_or_init(|| self.compute_key(vertex)).await.clone() }.boxed()
+    fn key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> Deep<'a, Result<ResultKey>> {
+        let compute = || async { self.compute_key(vertex).await.map_err(|error| self.blame(vertex, error)) };
+        Deep::new(async move { vertex.key.get_or_init(compute).await.clone() })
     }
 
-    fn quick_key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> BoxFuture<'a, Result<Option<ResultKey>>> {
-        async move { vertex.quick_key.get_or_init(|| self.compute_quick_key(vertex)).await.clone() }.boxed()
+    fn quick_key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> Deep<'a, Result<Option<ResultKey>>> {
+        let compute = || async { self.compute_quick_key(vertex).await.map_err(|error| self.blame(vertex, error)) };
+        Deep::new(async move { vertex.quick_key.get_or_init(compute).await.clone() })
     }
 
     /// Finds the key without executing anything: `None` when a step below must run first, because its content is part
@@ -308,6 +313,10 @@ impl Job {
     }
 
     async fn image(&self, vertex: &Arc<Vertex>, source: &pb::SourceOp) -> Result<(Snapshot, Vec<Digest>)> {
+        vertex.image.get_or_init(|| self.find_image(vertex, source)).await.clone()
+    }
+
+    async fn find_image(&self, vertex: &Arc<Vertex>, source: &pb::SourceOp) -> Result<(Snapshot, Vec<Digest>)> {
         let failed = |cause: Cause| SolveError::from(cause).at(|| vertex.failed());
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
             return Err(failed(Cause::Unsupported(format!("the source {}", source.identifier))));
@@ -351,11 +360,19 @@ impl Job {
             let remote = lock(&self.0.remote);
             snapshot.layers.iter().filter_map(|layer| remote.get(layer).cloned()).collect()
         };
+        let mut images: BTreeMap<String, Vec<RemoteLayer>> = BTreeMap::new();
+        for layer in self.missing(wanted).await? {
+            images.entry(layer.reference.to_string()).or_default().push(layer);
+        }
+        try_join_all(images.into_iter().map(|(reference, layers)| self.pull(reference, layers))).await.map(drop)
+    }
+
+    async fn missing(&self, wanted: Vec<RemoteLayer>) -> Result<Vec<RemoteLayer>> {
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(wanted);
         }
         let store = self.store().clone();
-        let missing = blocking::run(move || {
+        Ok(blocking::run(move || {
             let mut missing = vec![];
             for layer in wanted {
                 if !store.obtainable(layer.layer)? {
@@ -364,10 +381,21 @@ impl Job {
             }
             Ok(missing)
         })
-        .await?;
-        let Some(first) = missing.first() else { return Ok(()) };
-        let name: Arc<str> = format!("pulling {}", first.reference).into();
-        let id = Digest::of(name.as_bytes());
+        .await?)
+    }
+
+    async fn pull(&self, reference: String, layers: Vec<RemoteLayer>) -> Result<()> {
+        let name: Arc<str> = format!("pulling {reference}").into();
+        let turn = lock(&self.0.pulls).entry(reference).or_default().clone();
+        let _turn = turn.lock().await;
+        // Another step may have fetched them while this one waited.
+        let missing = self.missing(layers).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        // The platforms of an image have different layers and are different work.
+        let blobs: Vec<String> = missing.iter().map(|layer| layer.descriptor.digest.to_string()).collect();
+        let id = Digest::of(format!("{name} {}", blobs.join(" ")).as_bytes());
         self.0.progress.send(ProgressEvent::Started { vertex: id.clone(), name });
         let announced = Announced { progress: &*self.0.progress, vertex: &id, ended: false };
         let fetched = try_join_all(missing.iter().map(|layer| self.fetch(&id, layer))).await;
@@ -396,8 +424,21 @@ impl Job {
         Ok(())
     }
 
-    fn results<'a>(&'a self, vertex: &'a Arc<Vertex>) -> BoxFuture<'a, Result<Vec<Snapshot>>> {
-        async move { vertex.results.get_or_init(|| self.compute_results(vertex)).await.clone() }.boxed()
+    fn results<'a>(&'a self, vertex: &'a Arc<Vertex>) -> Deep<'a, Result<Vec<Snapshot>>> {
+        let compute = || async { self.compute_results(vertex).await.map_err(|error| self.blame(vertex, error)) };
+        Deep::new(async move { vertex.results.get_or_init(compute).await.clone() })
+    }
+
+    /// Says that an error is this vertex's own unless one below is to blame, and shows it where nothing was shown yet.
+    fn blame(&self, vertex: &Vertex, error: SolveError) -> SolveError {
+        let error = error.at(|| vertex.failed());
+        let own = error.vertex.as_ref().is_some_and(|failed| failed.digest == vertex.digest);
+        if own && !vertex.announced.swap(true, Ordering::Relaxed) {
+            let (digest, name) = (vertex.digest.clone(), vertex.name.clone());
+            self.0.progress.send(ProgressEvent::Started { vertex: digest.clone(), name });
+            self.0.progress.send(ProgressEvent::Failed { vertex: digest, error: error.to_string().into() });
+        }
+        error
     }
 
     async fn compute_results(&self, vertex: &Arc<Vertex>) -> Result<Vec<Snapshot>> {
@@ -415,10 +456,14 @@ impl Job {
             }
             pb::op::Op::Merge(op) => {
                 let parts = self.input_results(vertex).await?;
-                let chosen = op.inputs.iter().filter_map(|input| parts.get(usize::try_from(input.input).ok()?));
-                return Ok(vec![Snapshot { layers: chosen.flat_map(|part| part.layers.iter().copied()).collect() }]);
+                let announced = self.start(vertex);
+                return self.end(vertex, announced, merge(op, &parts));
             }
-            pb::op::Op::Diff(op) => return self.diff(vertex, op).await,
+            pb::op::Op::Diff(op) => {
+                let parts = self.input_results(vertex).await?;
+                let announced = self.start(vertex);
+                return self.end(vertex, announced, diff(op, &parts));
+            }
             _ => {}
         }
         let key = self.key(vertex).await?;
@@ -430,6 +475,9 @@ impl Job {
         }
         let inputs = self.input_results(vertex).await?;
         try_join_all(inputs.iter().map(|input| self.provide(input))).await?;
+        let keyed = !vertex.inputs.iter().any(|edge| edge.vertex.unkept.load(Ordering::Relaxed));
+        let keep = keyed && self.is_as_keyed(vertex, &key).await?;
+        vertex.unkept.store(!keep, Ordering::Relaxed);
         // Waiting for a place is not yet work on the step.
         let _place = match &vertex.op {
             pb::op::Op::Exec(_) => self.0.worker.parallel.acquire().await.ok(),
@@ -438,30 +486,43 @@ impl Job {
         let announced = self.start(vertex);
         let done = self.execute(vertex, inputs).await;
         let results = self.end(vertex, announced, done)?;
-        self.remember(vertex, &key, &results).await?;
+        if keep {
+            self.remember(vertex, &key, &results).await?;
+        }
         Ok(results)
     }
 
-    async fn diff(&self, vertex: &Arc<Vertex>, op: &pb::DiffOp) -> Result<Vec<Snapshot>> {
-        let parts = self.input_results(vertex).await?;
-        let side = |input: Option<i64>| -> Snapshot {
-            input.and_then(|i| usize::try_from(i).ok()).and_then(|i| parts.get(i).cloned()).unwrap_or_default()
-        };
-        let lower = side(op.lower.as_ref().map(|side| side.input));
-        let upper = side(op.upper.as_ref().map(|side| side.input));
-        match upper.layers.strip_prefix(lower.layers.as_slice()) {
-            Some(rest) => Ok(vec![Snapshot { layers: rest.to_vec() }]),
-            None => Err(SolveError::from(Cause::Unsupported("a diff of unrelated file systems".into()))
-                .at(|| vertex.failed())),
+    /// Whether what a file operation is about to read is what its key says. A key that was known before anything ran
+    /// names the content of an earlier run; a step that had to run again may have given something else.
+    async fn is_as_keyed(&self, vertex: &Arc<Vertex>, key: &ResultKey) -> Result<bool> {
+        let pb::op::Op::File(op) = &vertex.op else { return Ok(true) };
+        let reads = FileReads::of(vertex, op);
+        if reads.certain() || !matches!(vertex.quick_key.get(), Some(Ok(Some(_)))) {
+            return Ok(true);
         }
+        let bases = try_join_all(reads.bases.iter().map(|at| self.key(&vertex.inputs[*at].vertex))).await?;
+        let content = self.file_content(vertex, op, &reads, &bases).await?;
+        if content == *key {
+            return Ok(true);
+        }
+        if let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? {
+            let store = self.store().clone();
+            blocking::run(move || store.remember_alias(&definition, &content)).await?;
+        }
+        Ok(false)
     }
 
     /// Returns the file systems of all inputs; for a local source that is a layer nobody may need, so file operations
-    /// read it as a view instead.
+    /// read it as a view instead, unless they change it.
     async fn input_results(&self, vertex: &Arc<Vertex>) -> Result<Vec<Snapshot>> {
-        let reads_locals = matches!(vertex.op, pb::op::Op::File(_));
-        try_join_all(vertex.inputs.iter().map(|edge| async move {
-            if reads_locals && is_local(&edge.vertex.op) { Ok(Snapshot::default()) } else { self.solve(edge).await }
+        let bases = match &vertex.op {
+            pb::op::Op::File(op) => Some(FileReads::of(vertex, op).bases),
+            _ => None,
+        };
+        let bases = bases.as_ref();
+        try_join_all(vertex.inputs.iter().enumerate().map(|(at, edge)| async move {
+            let read_only = bases.is_some_and(|bases| !bases.contains(&at));
+            if read_only && is_local(&edge.vertex.op) { Ok(Snapshot::default()) } else { self.solve(edge).await }
         }))
         .await
     }
@@ -597,6 +658,35 @@ fn definition_key(vertex: &Vertex, inputs: &[ResultKey]) -> ResultKey {
     ResultKey(hash.finalize().into())
 }
 
+/// A merge may stack this many layers. More is not a file system but an attempt to exhaust memory: merging a merge with
+/// itself doubles the layers each time.
+const MAX_LAYERS: usize = 10_000;
+
+/// Lays file systems over each other.
+fn merge(op: &pb::MergeOp, parts: &[Snapshot]) -> Result<Vec<Snapshot>> {
+    let mut layers = vec![];
+    for part in op.inputs.iter().filter_map(|input| parts.get(usize::try_from(input.input).ok()?)) {
+        if layers.len() + part.layers.len() > MAX_LAYERS {
+            return Err(Cause::Invalid(format!("a merge of more than {MAX_LAYERS} layers")).into());
+        }
+        layers.extend_from_slice(&part.layers);
+    }
+    Ok(vec![Snapshot { layers }])
+}
+
+/// Takes what one file system has on top of another.
+fn diff(op: &pb::DiffOp, parts: &[Snapshot]) -> Result<Vec<Snapshot>> {
+    let side = |input: Option<i64>| -> Snapshot {
+        input.and_then(|i| usize::try_from(i).ok()).and_then(|i| parts.get(i).cloned()).unwrap_or_default()
+    };
+    let lower = side(op.lower.as_ref().map(|side| side.input));
+    let upper = side(op.upper.as_ref().map(|side| side.input));
+    match upper.layers.strip_prefix(lower.layers.as_slice()) {
+        Some(rest) => Ok(vec![Snapshot { layers: rest.to_vec() }]),
+        None => Err(Cause::Unsupported("a diff of unrelated file systems".into()).into()),
+    }
+}
+
 /// Which inputs a file operation changes and which it only reads.
 struct FileReads<'a> {
     bases: Vec<usize>,
@@ -609,7 +699,10 @@ impl<'a> FileReads<'a> {
     fn of(vertex: &Vertex, op: &'a pb::FileOp) -> Self {
         let count = vertex.inputs.len();
         let input = |index: i64| usize::try_from(index).ok().filter(|index| *index < count);
-        let bases: BTreeSet<usize> = op.actions.iter().filter_map(|action| input(action.input)).collect();
+        // Owners are looked up in whatever the definition says; as a rule that is what is changed.
+        let accounts = op.actions.iter().flat_map(file::accounts);
+        let bases = op.actions.iter().map(|action| action.input).chain(accounts).filter_map(input);
+        let bases: BTreeSet<usize> = bases.collect();
         let copies: Vec<_> = op
             .actions
             .iter()
@@ -654,7 +747,7 @@ fn output_count(op: &pb::op::Op) -> usize {
         pb::op::Op::File(file) => file.actions.iter().map(|action| action.output).max(),
         _ => None,
     };
-    highest.and_then(|output| usize::try_from(output + 1).ok()).unwrap_or(0).max(1)
+    highest.and_then(|output| usize::try_from(output.saturating_add(1)).ok()).unwrap_or(0).max(1)
 }
 
 fn is_local(op: &pb::op::Op) -> bool {

@@ -7,6 +7,7 @@
 //! Key and result of a vertex are each computed once, whoever asks; a step that several platforms share runs once.
 
 pub mod client;
+mod deep;
 pub mod emulation;
 pub mod error;
 pub mod executor;

@@ -56,7 +56,10 @@ pub(crate) fn apply_file_op(
             continue;
         };
         let layer = store.adopt_tree(target.into_changes(), name)?;
-        outputs.resize(outputs.len().max(output + 1), None);
+        if outputs.len() <= output {
+            // Loading has checked that there are no more outputs than actions.
+            outputs.resize(output + 1, None);
+        }
         outputs[output] = Some(base.with(layer));
         made.push(None);
     }

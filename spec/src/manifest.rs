@@ -79,6 +79,7 @@ pub enum ManifestError {
 
 /// A document that a name may point at.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "parsed a few times per build, matched at once")]
 pub enum Document {
     /// One image.
     Manifest(Manifest),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::layer::{self, ApplyOptions, compression};
+use crate::snapshot::layer_error;
 use crate::tree::scan::open_regular;
 
 /// The size of a tar header.
@@ -24,12 +25,20 @@ pub fn unpack(store: &Store, path: &Path) -> Result<Option<PathBuf>> {
     let failed = || format!("cannot unpack {}", path.display());
     let folder = store.temporary("archive");
     fs::create_dir(&folder).at("create", &folder)?;
+    // The mode of a root that the archive does not name; the umask must not decide.
+    rustix::fs::chmod(&folder, rustix::fs::Mode::from_raw_mode(0o755))
+        .at("set the mode of", &folder)?;
     let file = BufReader::with_capacity(256 * 1024, open_regular(path)?);
     let mut reader = compression::decoder(Box::new(file)).context(failed)?;
     let options = ApplyOptions { overlay: store.overlay(), ..ApplyOptions::default() };
-    layer::apply(&mut reader, &folder, &options)
-        .map_err(|error| Error::new(ErrorKind::Invalid, failed()).because(error))?;
-    Ok(Some(folder))
+    match layer::apply(&mut reader, &folder, &options).map_err(|error| layer_error(failed(), error))
+    {
+        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
+            Err(Error::new(ErrorKind::Invalid, "the archive is damaged, or not one").because(error))
+        }
+        Err(error) => Err(error),
+        Ok(_) => Ok(Some(folder)),
+    }
 }
 
 fn is_archive(path: &Path) -> Result<bool> {
@@ -47,7 +56,9 @@ fn is_archive(path: &Path) -> Result<bool> {
 fn has_good_checksum(head: &[u8; HEADER]) -> bool {
     let field = &head[148..156];
     let text: String = field.iter().map(|b| *b as char).collect();
-    let Ok(expected) = i64::from_str_radix(text.trim_matches(|c| c == ' ' || c == '\0'), 8) else { return false };
+    let Ok(expected) = i64::from_str_radix(text.trim_matches(|c| c == ' ' || c == '\0'), 8) else {
+        return false;
+    };
     let sum = |signed: bool| -> i64 {
         head.iter()
             .enumerate()
@@ -59,4 +70,98 @@ fn has_good_checksum(head: &[u8; HEADER]) -> bool {
             .sum()
     };
     expected == sum(false) || expected == sum(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn tar(name: &str) -> Vec<u8> {
+        let mut builder = tar::Builder::new(vec![]);
+        let mut header = tar::Header::new_ustar();
+        header.set_size(4);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, &b"text"[..]).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn unpacked(bytes: &[u8]) -> Result<Option<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("root")).unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, bytes).unwrap();
+        Ok(unpack(&store, &path)?.map(|folder| fs::read_to_string(folder.join("f")).unwrap()))
+    }
+
+    #[test]
+    fn tars_are_unpacked_whatever_they_are_compressed_by() {
+        let plain = tar("f");
+        let mut bzip2 = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::fast());
+        bzip2.write_all(&plain).unwrap();
+        let mut xz = xz2::write::XzEncoder::new(vec![], 1);
+        xz.write_all(&plain).unwrap();
+        let forms = [
+            gzip(&plain),
+            zstd::encode_all(&plain[..], 1).unwrap(),
+            bzip2.finish().unwrap(),
+            xz.finish().unwrap(),
+            plain.clone(),
+        ];
+        for form in forms {
+            assert_eq!(unpacked(&form).unwrap().as_deref(), Some("text"));
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_tars_stay_files() {
+        let plain = tar("f");
+        let mut bad_sum = plain.clone();
+        bad_sum[0] ^= 1;
+        let cases: [(&str, Vec<u8>); 9] = [
+            ("empty", vec![]),
+            ("text", b"text".repeat(1000)),
+            ("short", plain[..511].to_vec()),
+            ("zeros", vec![0; 4096]),
+            ("wrong sum", bad_sum),
+            ("gzip of text", gzip(&b"text".repeat(1000))),
+            ("begins like gzip", [&[0x1f, 0x8b, 8, 0][..], &[0xff; 1000]].concat()),
+            ("begins like xz", [&[0xfd][..], b"7zXZ\0", &[0xff; 1000]].concat()),
+            ("begins like zstd", [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0xff; 1000]].concat()),
+        ];
+        for (case, bytes) in cases {
+            assert_eq!(unpacked(&bytes).unwrap(), None, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_tar_that_is_cut_short_is_an_error() {
+        assert_eq!(unpacked(&tar("f")[..600]).unwrap_err().kind(), ErrorKind::Invalid);
+        let packed = gzip(&[tar("f"), vec![1; 100_000]].concat());
+        assert_eq!(unpacked(&packed[..packed.len() - 20]).unwrap_err().kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_folder() {
+        for name in ["../../escaped", "/escaped"] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("root")).unwrap();
+            let path = folder.path().join("file");
+            let mut bytes = tar("f");
+            bytes[..name.len()].copy_from_slice(name.as_bytes());
+            let mut header = tar::Header::new_ustar();
+            header.as_mut_bytes().copy_from_slice(&bytes[..512]);
+            header.set_cksum();
+            bytes[..512].copy_from_slice(header.as_bytes());
+            fs::write(&path, bytes).unwrap();
+            drop(unpack(&store, &path));
+            assert!(!folder.path().join("escaped").exists() && !Path::new("/escaped").exists());
+        }
+    }
 }

@@ -42,22 +42,34 @@ impl ContentWriter {
             if expected.size != self.size {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
-                    format!("{} has {} bytes instead of {}", expected.digest, self.size, expected.size),
+                    format!(
+                        "{} has {} bytes instead of {}",
+                        expected.digest, self.size, expected.size
+                    ),
                 ));
             }
             if expected.digest != digest {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
-                    format!("content does not match its digest: expected {}, received {digest}", expected.digest),
+                    format!(
+                        "content does not match its digest: expected {}, received {digest}",
+                        expected.digest
+                    ),
                 ));
             }
         }
         let target = self.store.blob_path(&digest);
         if !self.store.has_blob(&digest)? {
-            rustix::fs::fchmod(&self.file, rustix::fs::Mode::from_raw_mode(0o444)).at("set the mode of", &self.path)?;
+            rustix::fs::fchmod(&self.file, rustix::fs::Mode::from_raw_mode(0o444))
+                .at("set the mode of", &self.path)?;
             self.file.sync_all().at("write", &self.path)?;
             let parent = target.parent().expect("a blob's path has a folder");
-            fs::create_dir_all(parent).at("create", parent)?;
+            if !parent.is_dir() {
+                fs::create_dir_all(parent).at("create", parent)?;
+                parent.parent().map_or(Ok(()), sync_folder)?;
+            }
+            // Without its row the file would be litter to a collector that runs now.
+            let _no_sweep = self.store.sweep_lock(false)?;
             fs::rename(&self.path, &target).at("create", &target)?;
             self.committed = true;
             sync_folder(parent)?;
@@ -143,14 +155,19 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn has_blob(&self, digest: &Digest) -> Result<bool> {
-        let known = self.metadata().with(|c| {
-            let changed = c
-                .prepare_cached("UPDATE blob SET used = ?2 WHERE digest = ?1")?
-                .execute((digest.to_string(), now_nanos()))?;
-            Ok(changed > 0)
+        let size = self.metadata().with(|c| {
+            Ok(c.prepare_cached("UPDATE blob SET used = ?2 WHERE digest = ?1 RETURNING size")?
+                .query_row((digest.to_string(), now_nanos()), |row| row.get::<_, i64>(0))
+                .optional()?)
         })?;
-        // A row whose file was lost (a damaged disk, a careless hand) must not block fetching it again.
-        Ok(known && self.blob_path(digest).exists())
+        Ok(size.is_some_and(|size| self.is_on_disk(digest, size)))
+    }
+
+    /// Whether a row tells the truth: one whose file was lost or cut short (a damaged disk, a careless hand) must not keep
+    /// anybody from fetching it again.
+    fn is_on_disk(&self, digest: &Digest, size: i64) -> bool {
+        fs::symlink_metadata(self.blob_path(digest))
+            .is_ok_and(|m| m.is_file() && i64::try_from(m.len()) == Ok(size))
     }
 
     /// Returns the size of content that is there, in bytes.
@@ -163,7 +180,9 @@ impl Store {
                 .prepare_cached("SELECT size FROM blob WHERE digest = ?1")?
                 .query_row([digest.to_string()], |row| row.get::<_, i64>(0))
                 .optional()?;
-            Ok(size.and_then(|size| u64::try_from(size).ok()))
+            Ok(size
+                .filter(|size| self.is_on_disk(digest, *size))
+                .and_then(|size| u64::try_from(size).ok()))
         })
     }
 
@@ -202,7 +221,10 @@ impl Store {
             .read_to_end(&mut bytes)
             .context(|| format!("cannot read content {digest}"))?;
         if bytes.len() as u64 > limit {
-            return Err(Error::new(ErrorKind::Corrupt, format!("content {digest} is larger than {limit} bytes")));
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("content {digest} is larger than {limit} bytes"),
+            ));
         }
         let mut hasher = digest.verifier();
         hasher.update(&bytes);
@@ -210,6 +232,27 @@ impl Store {
             return Err(self.damaged(digest));
         }
         Ok(bytes)
+    }
+
+    /// Reads content whole to see whether it is still what its digest says; if not, it is forgotten.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when it is not there, [`ErrorKind::Corrupt`] when it is damaged.
+    pub fn verify_blob(&self, digest: &Digest) -> Result<()> {
+        let mut file = self.open_blob(digest)?;
+        let mut hasher = digest.verifier();
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => hasher.update(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(Error::io(format!("cannot read content {digest}"), error));
+                }
+            }
+        }
+        if hasher.finish() == *digest { Ok(()) } else { Err(self.damaged(digest)) }
     }
 
     /// Forgets content that turned out to be damaged, so that it is fetched again, and says so.
@@ -227,7 +270,9 @@ impl Store {
         }
         Error::new(
             ErrorKind::Corrupt,
-            format!("content {digest} in the store was damaged on disk and has been removed; run the command again"),
+            format!(
+                "content {digest} in the store was damaged on disk and has been removed; run the command again"
+            ),
         )
     }
 
@@ -284,7 +329,10 @@ mod tests {
         let path = store.blob_path(&descriptor.digest);
         fs::remove_file(&path).unwrap();
         fs::write(&path, b"[]").unwrap();
-        assert_eq!(store.read_blob(&descriptor.digest, 100).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(
+            store.read_blob(&descriptor.digest, 100).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
         assert_eq!(store.put(MediaType::OCI_CONFIG, b"{}").unwrap(), descriptor);
         assert_eq!(store.read_blob(&descriptor.digest, 100).unwrap(), b"{}");
     }

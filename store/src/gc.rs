@@ -1,18 +1,22 @@
 //! What takes space here, and how to get it back.
 //!
-//! The collector deletes rows in one transaction and files after it. It deletes nothing that was used since the oldest
+//! The collector deletes rows and takes their files out of sight in one transaction. It deletes nothing that was used since the oldest
 //! living process began, so that a build under way never loses what it has found.
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use slipway_spec::Digest;
+use slipway_spec::manifest::Document;
+use slipway_spec::{Descriptor, Digest};
 
-use crate::error::{IoContext as _, Result};
-use crate::lease::{now_nanos, oldest_living, remove_tree};
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::folder::{disk_usage, remove_tree};
+use crate::lease::{now_nanos, oldest_living};
 use crate::snapshot::LayerId;
+use crate::tree::scan::mtime;
 use crate::{Store, lease};
 
 /// What may go.
@@ -74,44 +78,49 @@ struct Needed {
     diff_ids: HashSet<String>,
 }
 
-/// Returns the space a tree of files takes, in bytes.
-fn disk_usage(path: &Path) -> Result<u64> {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut total = 0;
-    let mut todo = vec![path.to_path_buf()];
-    let mut linked = HashSet::new();
-    while let Some(path) = todo.pop() {
-        let metadata = match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.at("read", &path)?,
-        };
-        if metadata.nlink() == 1 || metadata.is_dir() || linked.insert(metadata.ino()) {
-            total += metadata.blocks() * 512;
-        }
-        if metadata.is_dir() {
-            for entry in fs::read_dir(&path).at("read", &path)? {
-                todo.push(entry.at("read", &path)?.path());
-            }
-        }
-    }
-    Ok(total)
-}
-
 impl Store {
+    /// What is missing or damaged is left out: neither may keep anybody from making room.
     fn needed_by_images(&self) -> Result<Needed> {
         let mut needed = Needed::default();
         for image in self.images()? {
-            let closure = self.closure(&image.target)?;
-            let digests = closure.documents.iter().chain(&closure.blobs).map(|descriptor| descriptor.digest.clone());
-            needed.blobs.extend(digests);
-            for platform in self.platforms(&image.target)? {
-                if self.blob_size(&platform.manifest.config.digest)?.is_some() {
-                    let config = self.image_config(&platform.manifest.config)?;
-                    needed.diff_ids.extend(config.rootfs.diff_ids.iter().map(ToString::to_string));
+            match self.needed_by(&image.target, &mut needed) {
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
+                    tracing::warn!(image = image.name, %error, "a part of the image is damaged");
                 }
+                other => other?,
             }
         }
         Ok(needed)
+    }
+
+    fn needed_by(&self, target: &Descriptor, needed: &mut Needed) -> Result<()> {
+        let mut todo = vec![target.clone()];
+        while let Some(descriptor) = todo.pop() {
+            if self.blob_size(&descriptor.digest)?.is_none()
+                || !needed.blobs.insert(descriptor.digest.clone())
+            {
+                continue;
+            }
+            if !descriptor.media_type.is_index() && !descriptor.media_type.is_manifest() {
+                continue;
+            }
+            match self.document(&descriptor)? {
+                Document::Index(index) => todo.extend(index.manifests),
+                Document::Manifest(manifest) => {
+                    if manifest.config.media_type.is_config()
+                        && self.blob_size(&manifest.config.digest)?.is_some()
+                    {
+                        let config = self.image_config(&manifest.config)?;
+                        needed
+                            .diff_ids
+                            .extend(config.rootfs.diff_ids.iter().map(ToString::to_string));
+                    }
+                    todo.extend(manifest.layers);
+                    todo.push(manifest.config);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lists what takes space.
@@ -122,15 +131,22 @@ impl Store {
         let needed = self.needed_by_images()?;
         let mut usage = Usage::default();
         let layers = self.metadata().with(|c| {
-            let mut statement =
-                c.prepare_cached("SELECT id, diff_id, used, description FROM layer WHERE folder = 1 ORDER BY used")?;
+            let mut statement = c.prepare_cached(
+                "SELECT id, diff_id, used, description FROM layer WHERE folder = 1 ORDER BY used",
+            )?;
             let rows = statement.query_map([], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?, row.get(3)?))
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, Option<String>>(1)?,
+                    row.get(2)?,
+                    row.get(3)?,
+                ))
             })?;
             Ok(rows.collect::<rusqlite::Result<Vec<(i64, Option<String>, i64, String)>>>()?)
         })?;
         for (id, diff_id, used, description) in layers {
-            let bytes = disk_usage(&self.layer_folder(LayerId(id)))?;
+            let folder = self.layer_folder(LayerId(id));
+            let bytes = disk_usage(&folder).at("read", &folder)?;
             usage.layer_bytes += bytes;
             let reclaimable = !diff_id.is_some_and(|diff_id| needed.diff_ids.contains(&diff_id));
             usage.items.push(UsageItem {
@@ -143,15 +159,18 @@ impl Store {
             });
         }
         let blobs = self.metadata().with(|c| {
-            let mut statement = c.prepare_cached("SELECT digest, size, used FROM blob ORDER BY used")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let mut statement =
+                c.prepare_cached("SELECT digest, size, used FROM blob ORDER BY used")?;
+            let rows =
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
             Ok(rows.collect::<rusqlite::Result<Vec<(String, i64, i64)>>>()?)
         })?;
         for (digest, size, used) in blobs {
             let bytes = u64::try_from(size).unwrap_or(0);
             usage.content_bytes += bytes;
             let reclaimable = !digest.parse().is_ok_and(|digest| needed.blobs.contains(&digest));
-            let description = if reclaimable { "content that no image names" } else { "content of an image" };
+            let description =
+                if reclaimable { "content that no image names" } else { "content of an image" };
             usage.items.push(UsageItem {
                 id: digest,
                 kind: "blob".into(),
@@ -161,7 +180,8 @@ impl Store {
                 used,
             });
         }
-        usage.reclaimable_bytes = usage.items.iter().filter(|item| item.reclaimable).map(|item| item.bytes).sum();
+        usage.reclaimable_bytes =
+            usage.items.iter().filter(|item| item.reclaimable).map(|item| item.bytes).sum();
         Ok(usage)
     }
 
@@ -171,135 +191,200 @@ impl Store {
     /// # Errors
     /// When the disk or the database fails; what was freed until then stays freed.
     pub fn prune(&self, options: &PruneOptions) -> Result<Pruned> {
+        // The database needs room to write down what went.
+        self.spend_reserve();
+        let pruned = self.collect_garbage(options);
+        self.keep_reserve();
+        pruned
+    }
+
+    fn collect_garbage(&self, options: &PruneOptions) -> Result<Pruned> {
         let tmp = self.root().join("tmp");
-        let living = oldest_living(&tmp, &self.0.lease)?.unwrap_or(i64::MAX);
-        let aged = options.older_than.map_or(i64::MAX, |age| now_nanos().saturating_sub(age));
-        let cutoff = living.min(aged);
-        // Rows first: this process's own look-ups below must not count as use.
-        let old = |table: &str, key: &str| -> Result<Vec<String>> {
-            self.metadata().with(|c| {
-                let mut statement = c.prepare(&format!("SELECT {key} FROM {table} WHERE used < ?1"))?;
-                let rows = statement.query_map([cutoff], |row| row.get(0))?;
-                Ok(rows.collect::<rusqlite::Result<Vec<String>>>()?)
-            })
-        };
-        let old_blobs = old("blob", "digest")?;
-        let old_layers = old("layer", "CAST(id AS TEXT)")?;
+        lease::clear_dead(&tmp)?;
+        // Before the look at who lives: who begins after that look uses things after this moment only.
         let began = now_nanos();
+        let living = oldest_living(&tmp, &self.0.lease)?.unwrap_or(i64::MAX);
+        let aged = options.older_than.map_or(i64::MAX, |age| began.saturating_sub(age));
+        let cutoff = living.min(aged).min(began);
         let needed = self.needed_by_images()?;
+        let pending = self.pending_layers();
         let mut pruned = Pruned::default();
-        let (layers, blobs) = self.metadata().write(|t| {
+        let mut doomed = vec![];
+        let sweep = self.sweep_lock(true)?;
+        self.metadata().write_durably(|t| {
             if options.all {
                 pruned.results = t.execute("DELETE FROM result WHERE used < ?1", [cutoff])?;
                 t.execute("DELETE FROM alias WHERE used < ?1", [cutoff])?;
             }
-            let mut kept: HashSet<i64> = HashSet::new();
+            let mut kept: HashSet<i64> = pending.iter().map(|layer| layer.0).collect();
             let mut statement = t.prepare("SELECT layers FROM result")?;
             for row in statement.query_map([], |row| row.get::<_, String>(0))? {
                 kept.extend(row?.split_ascii_whitespace().filter_map(|id| id.parse::<i64>().ok()));
             }
-            drop(statement);
-            let mut layers = vec![];
-            for id in old_layers.iter().filter_map(|id| id.parse::<i64>().ok()).filter(|id| !kept.contains(id)) {
-                // Another process may have come to use it since the list was made.
-                let (diff_id, used): (Option<String>, i64) =
-                    t.query_row("SELECT diff_id, used FROM layer WHERE id = ?1", [id], |r| Ok((r.get(0)?, r.get(1)?)))?;
-                let image = diff_id.is_some_and(|diff_id| needed.diff_ids.contains(&diff_id));
-                // A folder of an image's layer can be unpacked again; the row keeps what its blobs are.
-                if (image && !options.all) || used >= began {
+            let mut statement =
+                t.prepare("SELECT id, diff_id, folder FROM layer WHERE used < ?1")?;
+            let old =
+                statement.query_map([cutoff], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let old = old.collect::<rusqlite::Result<Vec<(i64, Option<String>, bool)>>>()?;
+            let mut has_blob =
+                t.prepare("SELECT 1 FROM layer_blob JOIN blob USING (digest) WHERE layer = ?1")?;
+            for (id, diff_id, folder) in old {
+                if kept.contains(&id) {
                     continue;
                 }
-                if image {
+                if diff_id.is_some_and(|diff_id| needed.diff_ids.contains(&diff_id)) {
+                    // A folder of an image's layer can be unpacked again; the row keeps what its blobs are.
+                    if !options.all || !folder || !has_blob.exists([id])? {
+                        continue;
+                    }
                     t.execute("UPDATE layer SET folder = 0, boot = NULL WHERE id = ?1", [id])?;
                 } else {
                     t.execute("DELETE FROM layer_blob WHERE layer = ?1", [id])?;
                     t.execute("DELETE FROM layer WHERE id = ?1", [id])?;
                 }
-                layers.push(LayerId(id));
+                if let Some(home) = self.layer_folder(LayerId(id)).parent()
+                    && self.doom(home, &mut doomed)?
+                {
+                    pruned.layers += 1;
+                }
             }
             let mut held: HashSet<String> = HashSet::new();
             let mut statement = t.prepare("SELECT digest FROM layer_blob")?;
             for row in statement.query_map([], |row| row.get::<_, String>(0))? {
                 held.insert(row?);
             }
-            drop(statement);
-            let mut blobs = vec![];
-            for digest in old_blobs {
+            let mut statement = t.prepare("SELECT digest FROM blob WHERE used < ?1")?;
+            let old = statement
+                .query_map([cutoff], |row| row.get(0))?
+                .collect::<rusqlite::Result<Vec<String>>>()?;
+            for digest in old {
                 let Ok(parsed) = digest.parse::<Digest>() else { continue };
                 if needed.blobs.contains(&parsed) || (held.contains(&digest) && !options.all) {
                     continue;
                 }
-                let used = t.query_row("SELECT used FROM blob WHERE digest = ?1", [&digest], |row| row.get::<_, i64>(0));
-                if used? >= began {
-                    continue;
-                }
                 t.execute("DELETE FROM layer_blob WHERE digest = ?1", [&digest])?;
                 t.execute("DELETE FROM blob WHERE digest = ?1", [&digest])?;
-                blobs.push(parsed);
+                self.doom(&self.blob_path(&parsed), &mut doomed)?;
+                pruned.blobs += 1;
             }
-            Ok((layers, blobs))
+            // Other tools read this file, and a power cut or a careless hand may have changed it.
+            self.write_index(t)
         })?;
-        for layer in layers {
-            let folder = self.layer_folder(layer);
-            if let Some(home) = folder.parent().filter(|home| home.exists()) {
-                pruned.bytes += disk_usage(home)?;
-                // Out of sight in one step, so that a crash leaves no half a layer behind.
-                let old = self.temporary("pruned");
-                fs::rename(home, &old).at("remove", home)?;
-                remove_tree(&old).at("remove", &old)?;
-                pruned.layers += 1;
-            }
+        drop(sweep);
+        self.doom_litter(&mut doomed)?;
+        if options.all {
+            self.forget_digests(cutoff)?;
         }
-        for digest in blobs {
-            let path = self.blob_path(&digest);
-            pruned.bytes += fs::metadata(&path).map_or(0, |metadata| metadata.len());
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at("remove", &path),
-                _ => pruned.blobs += 1,
-            }
+        for path in doomed {
+            pruned.bytes += remove(&path)?;
         }
-        self.remove_litter(cutoff, &mut pruned)?;
         Ok(pruned)
     }
 
-    /// Removes files that no row names: what a power cut left between a rename and its row.
-    fn remove_litter(&self, cutoff: i64, pruned: &mut Pruned) -> Result<()> {
-        use std::os::unix::fs::MetadataExt as _;
-        let old = |path: &Path| -> bool {
-            let limit = cutoff.min(lease::now_nanos() - 3_600_000_000_000);
-            fs::symlink_metadata(path).is_ok_and(|m| m.ctime().saturating_mul(1_000_000_000) < limit)
+    /// Takes a file or folder out of sight in one step, inside the transaction that forgets it, so that whoever makes the
+    /// same thing anew never finds it half gone.
+    fn doom(&self, path: &Path, doomed: &mut Vec<PathBuf>) -> Result<bool> {
+        let gone = self.temporary("pruned");
+        match fs::rename(path, &gone) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other.at("remove", path)?,
+        }
+        doomed.push(gone);
+        Ok(true)
+    }
+
+    /// Takes away files that no row names: what a crash left between a rename and its row.
+    fn doom_litter(&self, doomed: &mut Vec<PathBuf>) -> Result<()> {
+        let blobs = self.content_folder().join("blobs");
+        let has_row = |c: &rusqlite::Connection, digest: &Digest| -> Result<bool> {
+            Ok(c.prepare_cached("SELECT 1 FROM blob WHERE digest = ?1")?
+                .exists([digest.to_string()])?)
         };
-        let blobs = self.content_folder().join("blobs/sha256");
-        for entry in fs::read_dir(&blobs).at("read", &blobs)? {
-            let path = entry.at("read", &blobs)?.path();
-            let digest = path.file_name().and_then(|n| n.to_str()).map(|hex| format!("sha256:{hex}"));
-            let known = match digest.and_then(|text| text.parse::<Digest>().ok()) {
-                Some(digest) => self.blob_size(&digest)?.is_some(),
-                None => true,
-            };
-            if !known && old(&path) {
-                pruned.bytes += fs::metadata(&path).map_or(0, |metadata| metadata.len());
-                fs::remove_file(&path).at("remove", &path)?;
+        let mut suspects = vec![];
+        for algorithm in names(&blobs)? {
+            for hex in names(&blobs.join(&algorithm))? {
+                let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
+                if !self.metadata().with(|c| has_row(c, &digest))? {
+                    suspects.push(digest);
+                }
+            }
+        }
+        if !suspects.is_empty() {
+            // Now that nobody is between the two, those still without a row have lost their maker.
+            let _sweep = self.sweep_lock(true)?;
+            for digest in suspects {
+                if !self.metadata().with(|c| has_row(c, &digest))? {
+                    self.doom(&self.blob_path(&digest), doomed)?;
+                }
             }
         }
         let layers = self.root().join("layers");
-        for entry in fs::read_dir(&layers).at("read", &layers)? {
-            let path = entry.at("read", &layers)?.path();
-            let id = path.file_name().and_then(|n| n.to_str()).and_then(|name| name.parse::<i64>().ok());
-            let known = match id {
-                Some(id) => self.metadata().with(|c| {
-                    let count = "SELECT count(*) FROM layer WHERE id = ?1 AND folder = 1";
-                    Ok(c.query_row(count, [id], |row| row.get::<_, i64>(0))? > 0)
-                })?,
-                None => true,
-            };
-            if !known && old(&path) {
-                pruned.bytes += disk_usage(&path)?;
-                let gone = self.temporary("pruned");
-                fs::rename(&path, &gone).at("remove", &path)?;
-                remove_tree(&gone).at("remove", &gone)?;
+        let has_folder = |c: &rusqlite::Connection, layer: LayerId| -> Result<bool> {
+            Ok(c.prepare_cached("SELECT 1 FROM layer WHERE id = ?1 AND folder = 1")?
+                .exists([layer.0])?)
+        };
+        let mut suspects = vec![];
+        for layer in names(&layers)?.iter().filter_map(|name| name.parse().ok().map(LayerId)) {
+            if !self.metadata().with(|c| has_folder(c, layer))? {
+                suspects.push(layer);
+            }
+        }
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        self.metadata().write(|t| {
+            for layer in suspects {
+                if !has_folder(t, layer)? {
+                    self.doom(&layers.join(layer.0.to_string()), doomed)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets digests of build contexts that were not looked at for long.
+    fn forget_digests(&self, cutoff: i64) -> Result<()> {
+        let folder = self.root().join("digests");
+        for name in names(&folder)? {
+            let path = folder.join(name);
+            if fs::symlink_metadata(&path).is_ok_and(|metadata| mtime(&metadata) < cutoff) {
+                remove(&path)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Lists a folder, whose names are all text if they are ours; a missing one is empty.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(vec![]);
+        }
+        other => other.at("read", folder)?,
+    };
+    let mut names = vec![];
+    for entry in entries {
+        names.extend(entry.at("read", folder)?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// Removes a file or folder and returns the space it took, in bytes.
+fn remove(path: &Path) -> Result<u64> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other.at("read", path)?,
+    };
+    if metadata.is_dir() {
+        let bytes = disk_usage(path).at("read", path)?;
+        remove_tree(path).at("remove", path)?;
+        return Ok(bytes);
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", path),
+        _ => Ok(metadata.len()),
     }
 }

@@ -3,21 +3,21 @@
 //! Names are kept in the database and, for other tools, in the layout's `index.json`, which is rewritten in the same
 //! transaction.
 
+use std::collections::HashSet;
+
 use rusqlite::{OptionalExtension as _, Transaction};
 use serde::Serialize;
 use slipway_spec::manifest::{Document, MAX_MANIFEST_BYTES, ManifestError};
-use slipway_spec::{Descriptor, Digest, ImageConfig, ImageReference, Index, Manifest, MediaType, Platform};
+use slipway_spec::{
+    Descriptor, Digest, ImageConfig, ImageReference, Index, Manifest, MediaType, Platform,
+};
 
+use crate::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::now_nanos;
-use crate::{Store, replace_file};
 
 /// Upper bound on the size of an image config, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
-
-/// The `index.json` of a store without images.
-pub(crate) const EMPTY_INDEX: &[u8] =
-    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
 
 /// The annotation with the full name, as containerd and BuildKit write it.
 pub const ANNOTATION_NAME: &str = "io.containerd.image.name";
@@ -53,8 +53,9 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, String, i64, i
 }
 
 fn to_image((name, descriptor, created, updated): (String, String, i64, i64)) -> Result<Image> {
-    let target = serde_json::from_str(&descriptor)
-        .map_err(|error| Error::new(ErrorKind::Corrupt, format!("image {name} in the database")).because(error))?;
+    let target = serde_json::from_str(&descriptor).map_err(|error| {
+        Error::new(ErrorKind::Corrupt, format!("image {name} in the database")).because(error)
+    })?;
     Ok(Image { name, target, created, updated })
 }
 
@@ -71,11 +72,13 @@ impl Store {
         let target = Descriptor::new(target.media_type.clone(), target.digest.clone(), target.size);
         let text = serde_json::to_string(&target).expect("descriptors have string keys only");
         let now = now_nanos();
-        let same = |name: &String| -> Result<bool> { Ok(self.image(name)?.is_some_and(|i| i.target == target)) };
+        let same = |name: &String| -> Result<bool> {
+            Ok(self.image(name)?.is_some_and(|i| i.target == target))
+        };
         if names.iter().map(same).collect::<Result<Vec<_>>>()?.iter().all(|same| *same) {
             return Ok(());
         }
-        self.metadata().write(|t| {
+        self.write_names(|t| {
             for name in names {
                 t.prepare_cached(
                     "INSERT INTO image VALUES (?1, ?2, ?3, ?3)
@@ -83,9 +86,24 @@ impl Store {
                 )?
                 .execute((name, &text, now))?;
             }
-            self.write_index(t)
-        })?;
-        self.metadata().sync()
+            Ok(())
+        })
+    }
+
+    /// Changes names and what other tools see of them.
+    fn write_names<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let written = self.metadata().write_durably(|t| {
+            let value = work(t)?;
+            self.write_index(t)?;
+            Ok(value)
+        });
+        // A transaction that failed at the very end leaves an index that is ahead of it.
+        if written.is_err()
+            && let Err(error) = self.metadata().write(|t| self.write_index(t))
+        {
+            tracing::debug!(%error, "index.json may differ from the names");
+        }
+        written
     }
 
     /// Forgets names; content goes when the collector runs. Returns what they pointed at.
@@ -93,7 +111,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`] when a name is unknown; then no name has changed.
     pub fn remove_images(&self, names: &[String]) -> Result<Vec<Descriptor>> {
-        self.metadata().write(|t| {
+        self.write_names(|t| {
             let mut removed = vec![];
             for name in names {
                 let row = t
@@ -103,13 +121,13 @@ impl Store {
                 let row = row.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no such image: {name}")))?;
                 removed.push(to_image(row)?.target);
             }
-            self.write_index(t)?;
             Ok(removed)
         })
     }
 
-    fn write_index(&self, transaction: &Transaction<'_>) -> Result<()> {
-        let mut rows = transaction.prepare_cached("SELECT name, descriptor, created, updated FROM image ORDER BY name")?;
+    pub(crate) fn write_index(&self, transaction: &Transaction<'_>) -> Result<()> {
+        let mut rows = transaction
+            .prepare_cached("SELECT name, descriptor, created, updated FROM image ORDER BY name")?;
         let mut index = Index {
             schema_version: 2,
             media_type: Some(MediaType::OCI_INDEX),
@@ -127,7 +145,7 @@ impl Store {
             index.manifests.push(entry);
         }
         let bytes = serde_json::to_vec(&index).expect("indexes have string keys only");
-        replace_file(&self.content_folder().join("index.json"), &bytes)
+        self.replace_file(&self.content_folder().join("index.json"), &bytes)
     }
 
     /// Looks a full name up.
@@ -137,9 +155,11 @@ impl Store {
     pub fn image(&self, name: &str) -> Result<Option<Image>> {
         self.metadata()
             .with(|c| {
-                Ok(c.prepare_cached("SELECT name, descriptor, created, updated FROM image WHERE name = ?1")?
-                    .query_row([name], read_row)
-                    .optional()?)
+                Ok(c.prepare_cached(
+                    "SELECT name, descriptor, created, updated FROM image WHERE name = ?1",
+                )?
+                .query_row([name], read_row)
+                .optional()?)
             })?
             .map(to_image)
             .transpose()
@@ -151,8 +171,9 @@ impl Store {
     /// When the database fails.
     pub fn images(&self) -> Result<Vec<Image>> {
         let rows = self.metadata().with(|c| {
-            let mut statement =
-                c.prepare_cached("SELECT name, descriptor, created, updated FROM image ORDER BY name")?;
+            let mut statement = c.prepare_cached(
+                "SELECT name, descriptor, created, updated FROM image ORDER BY name",
+            )?;
             let rows = statement.query_map([], read_row)?.collect::<rusqlite::Result<Vec<_>>>()?;
             Ok(rows)
         })?;
@@ -169,7 +190,9 @@ impl Store {
                 let repository = reference.repository();
                 let named = |i: &Image| {
                     i.target.digest == *digest
-                        && i.name.parse::<ImageReference>().is_ok_and(|r| r.repository() == repository)
+                        && i.name
+                            .parse::<ImageReference>()
+                            .is_ok_and(|r| r.repository() == repository)
                 };
                 if let Some(image) = self.images()?.into_iter().find(named) {
                     return Ok(image);
@@ -182,7 +205,8 @@ impl Store {
         if hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             let mut found = self.images()?;
             found.retain(|image| image.target.digest.hex().starts_with(hex));
-            let mut digests: Vec<Digest> = found.iter().map(|image| image.target.digest.clone()).collect();
+            let mut digests: Vec<Digest> =
+                found.iter().map(|image| image.target.digest.clone()).collect();
             digests.dedup();
             match digests.len() {
                 0 => {}
@@ -190,14 +214,18 @@ impl Store {
                 _ => {
                     return Err(Error::new(
                         ErrorKind::Invalid,
-                        format!("{text} is the beginning of several images' digests; give more digits"),
+                        format!(
+                            "{text} is the beginning of several images' digests; give more digits"
+                        ),
                     ));
                 }
             }
         }
         Err(Error::new(
             ErrorKind::NotFound,
-            format!("no such image: {text}; \"slipway images\" lists what is here, \"slipway pull\" fetches"),
+            format!(
+                "no such image: {text}; \"slipway images\" lists what is here, \"slipway pull\" fetches"
+            ),
         ))
     }
 
@@ -219,7 +247,8 @@ impl Store {
     pub fn image_config(&self, descriptor: &Descriptor) -> Result<ImageConfig> {
         let bytes = self.read_blob(&descriptor.digest, MAX_CONFIG_BYTES)?;
         serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(ErrorKind::Corrupt, format!("image config {}", descriptor.digest)).because(error)
+            Error::new(ErrorKind::Corrupt, format!("image config {}", descriptor.digest))
+                .because(error)
         })
     }
 
@@ -230,18 +259,38 @@ impl Store {
     /// When a document is damaged.
     pub fn platforms(&self, target: &Descriptor) -> Result<Vec<PlatformManifest>> {
         let mut found = vec![];
-        self.collect_platforms(target, 0, &mut found)?;
+        self.collect_platforms(target, 0, &mut HashSet::new(), &mut found)?;
         Ok(found)
     }
 
-    fn collect_platforms(&self, target: &Descriptor, depth: usize, found: &mut Vec<PlatformManifest>) -> Result<()> {
-        // Deeper nesting is not met in the wild, and a cycle cannot be made without breaking sha256.
-        if depth > 4 || target.is_attestation() || self.blob_size(&target.digest)?.is_none() {
+    fn collect_platforms(
+        &self,
+        target: &Descriptor,
+        depth: usize,
+        seen: &mut HashSet<(Digest, Option<Platform>)>,
+        found: &mut Vec<PlatformManifest>,
+    ) -> Result<()> {
+        // Deeper nesting is not met in the wild, and a cycle cannot be made without breaking sha256. But an index can name
+        // the same one a thousand times, at every depth.
+        let whole = (target.digest.clone(), None);
+        // An index may name anything, not only images.
+        let other = depth > 0 && !target.media_type.is_index() && !target.media_type.is_manifest();
+        if other
+            || depth > 4
+            || target.is_attestation()
+            || seen.contains(&whole)
+            || !seen.insert((target.digest.clone(), target.platform.clone()))
+            || self.blob_size(&target.digest)?.is_none()
+        {
             return Ok(());
         }
         match self.document(target)? {
             Document::Index(index) => {
-                index.manifests.iter().try_for_each(|entry| self.collect_platforms(entry, depth + 1, found))
+                seen.insert(whole);
+                index
+                    .manifests
+                    .iter()
+                    .try_for_each(|entry| self.collect_platforms(entry, depth + 1, seen, found))
             }
             Document::Manifest(manifest) => {
                 let platform = match &target.platform {
@@ -263,7 +312,11 @@ impl Store {
     ///
     /// # Errors
     /// When a document is damaged.
-    pub fn select(&self, target: &Descriptor, platform: &Platform) -> Result<Option<PlatformManifest>> {
+    pub fn select(
+        &self,
+        target: &Descriptor,
+        platform: &Platform,
+    ) -> Result<Option<PlatformManifest>> {
         let candidates = self.platforms(target)?;
         Ok(candidates
             .into_iter()

@@ -10,10 +10,13 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use slipway_spec::manifest::{self, Document};
 use slipway_spec::media_type::Compression;
-use slipway_spec::{Descriptor, Digest, ImageConfig, ImageReference, Index, Manifest, MediaType, Platform};
+use slipway_spec::{
+    Descriptor, Digest, Hasher, ImageConfig, ImageReference, Index, Manifest, MediaType, Platform,
+};
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::image::{ANNOTATION_NAME, ANNOTATION_REF, MAX_CONFIG_BYTES};
+use crate::layer::reader::TarReader;
 use crate::layer::{self, EntryKind, TarWriter, compression};
 use crate::tree::clean;
 use crate::{OCI_LAYOUT, Store};
@@ -23,6 +26,9 @@ const MAX_JSON: u64 = 20 * 1024 * 1024;
 
 /// An archive may name this many files.
 const MAX_FILES: usize = 1_000_000;
+
+/// Names in an archive may have this many bytes, as paths in Linux.
+const MAX_NAME: usize = 4096;
 
 /// An image to be written.
 #[derive(Clone, Debug)]
@@ -62,7 +68,12 @@ impl Store {
     ///
     /// # Errors
     /// When a manifest is missing, or the output fails.
-    pub fn save(&self, images: &[ArchiveImage], platform: &Platform, out: &mut dyn Write) -> Result<()> {
+    pub fn save(
+        &self,
+        images: &[ArchiveImage],
+        platform: &Platform,
+        out: &mut dyn Write,
+    ) -> Result<()> {
         let mut index = Index {
             schema_version: 2,
             media_type: Some(MediaType::OCI_INDEX),
@@ -79,8 +90,11 @@ impl Store {
             for descriptor in closure.documents.iter().chain(&closure.blobs) {
                 blobs.insert(blob_name(&descriptor.digest), descriptor.clone());
             }
-            let names: Vec<Option<&String>> =
-                if image.names.is_empty() { vec![None] } else { image.names.iter().map(Some).collect() };
+            let names: Vec<Option<&String>> = if image.names.is_empty() {
+                vec![None]
+            } else {
+                image.names.iter().map(Some).collect()
+            };
             for name in &names {
                 let mut entry = image.target.clone();
                 entry.annotations.clear();
@@ -95,35 +109,64 @@ impl Store {
             }
             // Docker's list has one platform per image: this machine's, or else the first.
             let mut candidates = self.platforms(&image.target)?;
-            candidates.retain(|c| c.manifest.layers.iter().all(|layer| blobs.contains_key(&blob_name(&layer.digest))));
-            candidates.sort_by_key(|candidate| platform.rank(&candidate.platform).unwrap_or(usize::MAX));
+            candidates.retain(|c| {
+                let parts = c.manifest.layers.iter().chain([&c.manifest.config]);
+                parts.map(|part| blob_name(&part.digest)).all(|name| blobs.contains_key(&name))
+            });
+            candidates
+                .sort_by_key(|candidate| platform.rank(&candidate.platform).unwrap_or(usize::MAX));
             if let Some(best) = candidates.first() {
                 docker.push(DockerImage {
                     config: blob_name(&best.manifest.config.digest),
                     repo_tags: names
                         .iter()
-                        .filter_map(|name| name.and_then(|name| name.parse::<ImageReference>().ok()))
+                        .filter_map(|name| {
+                            name.and_then(|name| name.parse::<ImageReference>().ok())
+                        })
                         .filter(|reference| reference.tag().is_some())
                         .map(|reference| reference.without_digest().familiar())
                         .collect(),
-                    layers: best.manifest.layers.iter().map(|layer| blob_name(&layer.digest)).collect(),
+                    layers: best
+                        .manifest
+                        .layers
+                        .iter()
+                        .map(|layer| blob_name(&layer.digest))
+                        .collect(),
                 });
             }
         }
         let failed = || "cannot write the archive".to_owned();
         let mut tar = TarWriter::new(out);
         let mut folders = std::collections::BTreeSet::from(["blobs".to_owned()]);
-        folders.extend(blobs.keys().filter_map(|name| name.rsplit_once('/').map(|(folder, _)| folder.to_owned())));
+        folders.extend(
+            blobs
+                .keys()
+                .filter_map(|name| name.rsplit_once('/').map(|(folder, _)| folder.to_owned())),
+        );
         for folder in folders {
-            tar.append(&layer::Entry::new(folder, EntryKind::Directory, 0o755), &mut io::empty()).context(failed)?;
+            tar.append(&layer::Entry::new(folder, EntryKind::Directory, 0o755), &mut io::empty())
+                .context(failed)?;
         }
         for (name, descriptor) in &blobs {
-            let mut file = self.open_blob(&descriptor.digest)?;
-            let entry = layer::Entry::new(name.as_str(), EntryKind::File { size: descriptor.size }, 0o444);
-            tar.append(&entry, &mut file).context(|| format!("cannot write {} into the archive", descriptor.digest))?;
+            let digest = &descriptor.digest;
+            let size = self.blob_size(digest)?.ok_or_else(|| Error::missing_blob(digest))?;
+            if size != descriptor.size {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("{digest} has {size} bytes, where the image says {}", descriptor.size),
+                ));
+            }
+            let mut file = Hashing { inner: self.open_blob(digest)?, hasher: digest.verifier() };
+            let entry = layer::Entry::new(name.as_str(), EntryKind::File { size }, 0o444);
+            tar.append(&entry, &mut file)
+                .context(|| format!("cannot write {digest} into the archive"))?;
+            if file.hasher.finish() != *digest {
+                return Err(self.damaged(digest));
+            }
         }
         let mut json = |name: &str, bytes: &[u8]| {
-            let entry = layer::Entry::new(name, EntryKind::File { size: bytes.len() as u64 }, 0o444);
+            let entry =
+                layer::Entry::new(name, EntryKind::File { size: bytes.len() as u64 }, 0o444);
             tar.append(&entry, &mut &*bytes).context(failed)
         };
         json("index.json", &serde_json::to_vec(&index).expect("indexes have string keys only"))?;
@@ -141,8 +184,10 @@ impl Store {
     /// [`ErrorKind::Invalid`] when it is not an image archive or something in it is damaged or missing; no name has
     /// changed then.
     pub fn load(&self, archive: Box<dyn Read + Send>) -> Result<Vec<ArchiveImage>> {
-        let invalid = |why: &str| Error::new(ErrorKind::Invalid, format!("not an image archive: {why}"));
-        let reader = compression::decoder(archive).map_err(|error| invalid("cannot be read").because(error))?;
+        let invalid =
+            |why: &str| Error::new(ErrorKind::Invalid, format!("not an image archive: {why}"));
+        let reader = compression::decoder(archive)
+            .map_err(|error| invalid("cannot be read").because(error))?;
         let found = self.spool(reader)?;
         let images = if let Some(bytes) = found.documents.get("index.json") {
             self.load_layout(bytes)?
@@ -154,7 +199,8 @@ impl Store {
         for image in &images {
             for platform in self.platforms(&image.target)? {
                 let blobs = platform.manifest.layers.iter().chain([&platform.manifest.config]);
-                let here = blobs.map(|blob| self.has_blob(&blob.digest)).collect::<Result<Vec<_>>>()?;
+                let here =
+                    blobs.map(|blob| self.has_blob(&blob.digest)).collect::<Result<Vec<_>>>()?;
                 if here.iter().all(|here| *here) {
                     self.know_layers(&platform.manifest)?;
                 }
@@ -173,32 +219,50 @@ impl Store {
             Error::new(ErrorKind::Invalid, "not an image archive, or a damaged one").because(error)
         };
         let mut found = Spooled::default();
-        let mut archive = tar::Archive::new(reader);
-        for entry in archive.entries().map_err(damaged)? {
-            let mut entry = entry.map_err(damaged)?;
-            let name = String::from_utf8_lossy(&clean(&entry.path_bytes())).into_owned();
-            let kind = entry.header().entry_type();
-            if kind.is_symlink() || kind.is_hard_link() {
-                let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                let folder = match (kind.is_symlink(), name.rsplit_once('/')) {
-                    (true, Some((folder, _))) => folder,
-                    _ => "",
-                };
-                let target = clean(&[folder.as_bytes(), b"/", &target].concat());
+        let mut archive = TarReader::new(reader);
+        while let Some(entry) =
+            archive.next_entry().map_err(|error| damaged(io::Error::other(error)))?
+        {
+            let name = String::from_utf8_lossy(&clean(&entry.path)).into_owned();
+            let link = match &entry.kind {
+                EntryKind::Symlink { target } => {
+                    Some((name.rsplit_once('/').map_or("", |(folder, _)| folder), target))
+                }
+                EntryKind::HardLink { target } => Some(("", target)),
+                EntryKind::File { .. } => None,
+                _ => continue,
+            };
+            if found.files.len() + found.documents.len() + found.links.len() >= MAX_FILES
+                || name.len() > MAX_NAME
+            {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    "the archive has too many files, or too long names",
+                ));
+            }
+            let twice = || {
+                let why = format!("the archive holds {name:?} twice, with different content");
+                Err(Error::new(ErrorKind::Invalid, why))
+            };
+            if let Some((folder, target)) = link {
+                let target = clean(&[folder.as_bytes(), b"/", target].concat());
                 found.links.insert(name, String::from_utf8_lossy(&target).into_owned());
                 continue;
             }
-            if !kind.is_file() {
-                continue;
-            }
-            if found.files.len() + found.documents.len() > MAX_FILES {
-                return Err(Error::new(ErrorKind::Invalid, "the archive has too many files"));
-            }
-            if matches!(name.as_str(), "index.json" | "manifest.json" | "oci-layout" | "repositories") {
+            if matches!(
+                name.as_str(),
+                "index.json" | "manifest.json" | "oci-layout" | "repositories"
+            ) {
                 let mut bytes = vec![];
-                (&mut entry).take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(damaged)?;
+                (&mut archive).take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(damaged)?;
                 if bytes.len() as u64 > MAX_JSON {
-                    return Err(Error::new(ErrorKind::Invalid, format!("{name} in the archive is larger than 20 MiB")));
+                    return Err(Error::new(
+                        ErrorKind::Invalid,
+                        format!("{name} in the archive is larger than 20 MiB"),
+                    ));
+                }
+                if found.documents.get(&name).is_some_and(|before| *before != bytes) {
+                    return twice();
                 }
                 found.documents.insert(name, bytes);
                 continue;
@@ -217,26 +281,33 @@ impl Store {
                 Some(digest) => self.write_expected(digest)?,
                 None => self.write_blob()?,
             };
-            copy(&mut entry, &mut writer)?;
+            copy(&mut archive, &mut writer)?;
             let (digest, size) = match &expected {
                 Some(digest) => {
-                    let descriptor = Descriptor::new(MediaType::OCI_LAYER, digest.clone(), writer.size());
+                    let descriptor =
+                        Descriptor::new(MediaType::OCI_LAYER, digest.clone(), writer.size());
                     writer.commit(Some(&descriptor)).map_err(|error| match error.kind() {
-                        ErrorKind::Corrupt => Error::new(ErrorKind::Invalid, "the archive is damaged").because(error),
+                        ErrorKind::Corrupt => {
+                            Error::new(ErrorKind::Invalid, "the archive is damaged").because(error)
+                        }
                         _ => error,
                     })?
                 }
                 None => writer.commit(None)?,
             };
             tracing::trace!(%digest, size, name, "read from the archive");
+            if found.files.get(&name).is_some_and(|before| *before != digest) {
+                return twice();
+            }
             found.files.insert(name, digest);
         }
         Ok(found)
     }
 
     fn load_layout(&self, index: &[u8]) -> Result<Vec<ArchiveImage>> {
-        let index: Index = serde_json::from_slice(index)
-            .map_err(|error| Error::new(ErrorKind::Invalid, "index.json in the archive").because(error))?;
+        let index: Index = serde_json::from_slice(index).map_err(|error| {
+            Error::new(ErrorKind::Invalid, "index.json in the archive").because(error)
+        })?;
         let mut images: Vec<ArchiveImage> = vec![];
         for entry in &index.manifests {
             if entry.annotations.contains_key("io.containerd.manifest.subject") {
@@ -253,7 +324,9 @@ impl Store {
                 // Only a text that cannot be a mere tag is taken for a name.
                 entry.annotations.get(ANNOTATION_REF).filter(|text| text.contains(['/', ':']))
             });
-            let name = name.and_then(|name| name.parse::<ImageReference>().ok()).map(|r| r.without_digest().to_string());
+            let name = name
+                .and_then(|name| name.parse::<ImageReference>().ok())
+                .map(|r| r.without_digest().to_string());
             let size = self.blob_size(&entry.digest)?.unwrap_or(entry.size);
             let target = Descriptor::new(entry.media_type.clone(), entry.digest.clone(), size);
             match images.iter_mut().find(|image| image.target.digest == target.digest) {
@@ -274,37 +347,58 @@ impl Store {
             Document::Manifest(_) => closure.missing.is_empty(),
             Document::Index(index) => {
                 let complete = |entry: &Descriptor| -> Result<bool> {
-                    Ok(self.has_blob(&entry.digest)? && self.closure(entry)?.missing.is_empty())
+                    let document = entry.media_type.is_index() || entry.media_type.is_manifest();
+                    Ok(document
+                        && self.has_blob(&entry.digest)?
+                        && self.closure(entry)?.missing.is_empty())
                 };
                 index.manifests.is_empty()
-                    || index.manifests.iter().map(complete).collect::<Result<Vec<_>>>()?.into_iter().any(|c| c)
+                    || index
+                        .manifests
+                        .iter()
+                        .map(complete)
+                        .collect::<Result<Vec<_>>>()?
+                        .into_iter()
+                        .any(|c| c)
             }
         };
         match closure.missing.first() {
             Some(missing) if !whole => Err(Error::new(
                 ErrorKind::Invalid,
-                format!("the archive is incomplete: {} {} is not in it", missing.media_type, missing.digest),
+                format!(
+                    "the archive is incomplete: {} {} is not in it",
+                    missing.media_type, missing.digest
+                ),
             )),
             _ => Ok(()),
         }
     }
 
     fn load_docker(&self, list: &[u8], found: &Spooled) -> Result<Vec<ArchiveImage>> {
-        let list: Vec<DockerImage> = serde_json::from_slice(list)
-            .map_err(|error| Error::new(ErrorKind::Invalid, "manifest.json in the archive").because(error))?;
+        let list: Vec<DockerImage> = serde_json::from_slice(list).map_err(|error| {
+            Error::new(ErrorKind::Invalid, "manifest.json in the archive").because(error)
+        })?;
         list.iter().map(|image| self.load_docker_image(image, found)).collect()
     }
 
     fn load_docker_image(&self, image: &DockerImage, found: &Spooled) -> Result<ArchiveImage> {
-        let missing =
-            |name: &str| Error::new(ErrorKind::Invalid, format!("the archive names {name:?} but does not hold it"));
+        let missing = |name: &str| {
+            Error::new(
+                ErrorKind::Invalid,
+                format!("the archive names {name:?} but does not hold it"),
+            )
+        };
         let digest = found.resolve(&image.config).ok_or_else(|| missing(&image.config))?;
         let config_bytes = self.read_blob(digest, MAX_CONFIG_BYTES)?;
         let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|error| {
-            Error::new(ErrorKind::Invalid, format!("{} in the archive", image.config)).because(error)
+            Error::new(ErrorKind::Invalid, format!("{} in the archive", image.config))
+                .because(error)
         })?;
         if config.rootfs.diff_ids.len() != image.layers.len() {
-            return Err(Error::new(ErrorKind::Invalid, "the archive's config and its list name different layers"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "the archive's config and its list name different layers",
+            ));
         }
         let mut layers = vec![];
         for (name, diff_id) in image.layers.iter().zip(&config.rootfs.diff_ids) {
@@ -316,7 +410,11 @@ impl Store {
             schema_version: 2,
             media_type: Some(MediaType::OCI_MANIFEST),
             artifact_type: None,
-            config: Descriptor::new(MediaType::OCI_CONFIG, digest.clone(), config_bytes.len() as u64),
+            config: Descriptor::new(
+                MediaType::OCI_CONFIG,
+                digest.clone(),
+                config_bytes.len() as u64,
+            ),
             layers,
             subject: None,
             annotations: BTreeMap::new(),
@@ -327,7 +425,8 @@ impl Store {
             .iter()
             .map(|tag| {
                 let reference: ImageReference = tag.parse().map_err(|error| {
-                    Error::new(ErrorKind::Invalid, "a name in the archive's manifest.json").because(error)
+                    Error::new(ErrorKind::Invalid, "a name in the archive's manifest.json")
+                        .because(error)
                 })?;
                 Ok(reference.to_string())
             })
@@ -345,30 +444,42 @@ impl Store {
             compression::Kind::Zstd => Compression::Zstd,
             compression::Kind::Plain => Compression::Uncompressed,
             compression::Kind::Bzip2 | compression::Kind::Xz => {
-                return Err(Error::new(ErrorKind::Invalid, "a layer in the archive is compressed by bzip2 or xz"));
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    "a layer in the archive is compressed by bzip2 or xz",
+                ));
             }
         };
-        if digest == diff_id {
+        if digest == diff_id && compression == Compression::Uncompressed {
             return Ok(compression);
         }
         let file = Box::new(self.open_blob(digest)?);
-        let mut reader = compression::decoder(file).context(|| format!("cannot read {digest}"))?;
-        let mut hasher = diff_id.verifier();
-        let mut buffer = vec![0; 128 * 1024];
-        loop {
-            let read = reader.read(&mut buffer).context(|| format!("cannot read {digest}"))?;
-            if read == 0 {
-                break;
-            }
-            hasher.update(&buffer[..read]);
-        }
-        if hasher.finish() != *diff_id {
+        let reader = compression::decoder(file).context(|| format!("cannot read {digest}"))?;
+        let mut reader = Hashing { inner: reader, hasher: diff_id.verifier() };
+        io::copy(&mut reader, &mut io::sink()).map_err(|error| {
+            Error::new(ErrorKind::Invalid, "a layer in the archive is damaged").because(error)
+        })?;
+        if reader.hasher.finish() != *diff_id {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("a layer in the archive is not {diff_id}, which its config promises"),
             ));
         }
         Ok(compression)
+    }
+}
+
+/// Hashes what is read.
+struct Hashing<R> {
+    inner: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
     }
 }
 
@@ -403,9 +514,12 @@ fn copy(entry: &mut impl Read, writer: &mut impl Write) -> Result<()> {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                return Err(Error::new(ErrorKind::Invalid, "the archive is damaged or cut short").because(error));
+                return Err(Error::new(ErrorKind::Invalid, "the archive is damaged or cut short")
+                    .because(error));
             }
         };
-        writer.write_all(&buffer[..read]).context(|| "cannot store what the archive holds".to_owned())?;
+        writer
+            .write_all(&buffer[..read])
+            .context(|| "cannot store what the archive holds".to_owned())?;
     }
 }

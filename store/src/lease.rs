@@ -6,11 +6,12 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use rustix::fs::FlockOperation;
 
 use crate::error::{IoContext as _, Result};
+use crate::folder::remove_tree;
 
 /// A living process's hold. Dropping it removes what is unfinished.
 #[derive(Debug)]
@@ -39,10 +40,20 @@ impl ProcessLease {
             let lock = match File::create_new(&path) {
                 Ok(lock) => lock,
                 // Another process took the folder, still without a lock, for a dead one's.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists
+                    ) =>
+                {
+                    continue;
+                }
                 Err(error) => return Err(error).at("create", &path),
             };
-            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).at("lock", &path)?;
+            // Another process that looks for dead ones may hold the lock for a moment, and then leaves the folder alone
+            // or removes it.
+            rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))
+                .at("lock", &path)?;
             if path.exists() {
                 return Ok(Self { folder, _lock: lock, next: AtomicU64::new(0) });
             }
@@ -65,35 +76,14 @@ impl Drop for ProcessLease {
     }
 }
 
-/// Removes a folder and everything in it, whatever modes the folders have.
-pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        other => other,
-    }
-}
-
-fn open_up(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    if !fs::symlink_metadata(path)?.is_dir() {
-        return Ok(());
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
-        open_up(&entry?.path())?;
-    }
-    Ok(())
-}
-
-/// Nanoseconds since 1970 now.
+/// Nanoseconds since 1970 now; never goes back within a process, whatever is done to the clock, so that nothing a process
+/// uses looks older than the process itself.
 pub(crate) fn now_nanos() -> i64 {
-    std::time::SystemTime::now()
+    static LATEST: AtomicI64 = AtomicI64::new(0);
+    let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+        .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
+    LATEST.fetch_max(now, Ordering::Relaxed).max(now)
 }
 
 struct Found {
@@ -119,14 +109,19 @@ fn scan(tmp: &Path) -> Result<Vec<Found>> {
             .unwrap_or(0);
         match File::open(&path) {
             Ok(lock) => {
-                let dead = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+                let dead =
+                    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
                 found.push(Found { folder, began, dead: dead.then_some(lock) });
             }
             // Between making the folder and the lock file there is a moment; an old folder without one is dead.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let young = now_nanos() - began < 60_000_000_000;
-                if !young && let Ok(folder_file) = File::open(&folder) {
-                    found.push(Found { folder, began, dead: Some(folder_file) });
+                let young = now_nanos().saturating_sub(began) < 60_000_000_000;
+                // Who makes the lock file owns the folder, so a process that was only very slow notices.
+                if !young
+                    && let Ok(lock) = File::create_new(&path)
+                    && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+                {
+                    found.push(Found { folder, began, dead: Some(lock) });
                 }
             }
             Err(error) => return Err(error).at("open", &path),
@@ -135,10 +130,14 @@ fn scan(tmp: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn clear_dead(tmp: &Path) -> Result<()> {
+/// Removes what dead processes left.
+pub(crate) fn clear_dead(tmp: &Path) -> Result<()> {
     for found in scan(tmp)? {
-        if found.dead.is_some() {
-            remove_tree(&found.folder).at("remove", &found.folder)?;
+        // What cannot be removed, such as a mount that is still there, must not keep anybody from working.
+        if found.dead.is_some()
+            && let Err(error) = remove_tree(&found.folder)
+        {
+            tracing::warn!(folder = %found.folder.display(), %error, "what a dead process left cannot be removed");
         }
     }
     Ok(())
@@ -158,6 +157,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn time_never_goes_back() {
+        let times: Vec<i64> = (0..1000).map(|_| now_nanos()).collect();
+        assert!(times.is_sorted());
+    }
+
+    #[test]
+    fn leases_may_be_taken_while_others_look_for_dead_ones() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let lease = ProcessLease::acquire(tmp.path()).unwrap();
+                        fs::write(lease.temporary("x"), "").unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn dead_processes_are_cleared_and_living_ones_kept() {
         let tmp = tempfile::tempdir().unwrap();
         let living = ProcessLease::acquire(tmp.path()).unwrap();
@@ -170,6 +191,14 @@ mod tests {
         assert!(!dead.exists());
         assert!(living.folder.join("blob-0").exists());
         assert!(oldest_living(tmp.path(), &mine).unwrap().is_some());
+
+        let (young, old) =
+            (tmp.path().join(format!("1-1-{:x}", now_nanos())), tmp.path().join("1-2-7"));
+        fs::create_dir(&young).unwrap();
+        fs::create_dir(&old).unwrap();
+        clear_dead(tmp.path()).unwrap();
+        assert!(young.exists(), "its process is about to make the lock");
+        assert!(!old.exists());
 
         let folder = living.folder.clone();
         drop(living);

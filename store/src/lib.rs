@@ -10,6 +10,8 @@
 //!   digests/<hash>            remembered digests of build contexts
 //!   stub/                     empty mount points for sandboxes
 //!   tmp/<pid>-<n>-<start>/    unfinished work of one process, with a lock that lives as long as the process
+//!   sweep                     a lock: shared while a blob gets its name and row, exclusive while the collector removes
+//!   reserve                   some space to give up when the disk is full, so that the collector can work
 //!   metadata.db               everything else, see `metadata`
 //! ```
 //!
@@ -20,6 +22,7 @@ pub mod archive;
 pub mod blocking;
 pub mod content;
 pub mod error;
+mod folder;
 pub mod gc;
 pub mod image;
 pub mod layer;
@@ -64,6 +67,11 @@ struct Inner {
     busy: snapshot::Busy,
 }
 
+/// The file whose space is given up when the disk is full.
+const RESERVE: &str = "reserve";
+/// Enough for the database to record that thousands of things went.
+const RESERVE_BYTES: u64 = 4 << 20;
+
 /// The marker of an OCI image layout.
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -74,22 +82,43 @@ impl Store {
     /// When the folder cannot be made or written, or belongs to a newer version.
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).at("resolve", root)?;
+        match Self::open_at(&root) {
+            // A full disk must not keep anybody from making room on it.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io)
+                    && fs::remove_file(root.join(RESERVE)).is_ok() =>
+            {
+                Self::open_at(&root)
+            }
+            Ok(store) => {
+                store.keep_reserve();
+                Ok(store)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_at(root: &Path) -> Result<Self> {
+        let root = root.to_path_buf();
         let content = root.join("content");
         // The last file that creation writes tells that the rest is there.
         let marker = content.join("oci-layout");
         if !marker.exists() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&root).at("create the state folder", &root)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&root)
+                .at("create the state folder", &root)?;
             // Layers hold other users' set-uid programs: nobody else may reach them.
-            fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).at("set the mode of", &root)?;
-            for folder in ["content/blobs/sha256", "layers", "digests", "tmp", "stub"] {
-                let path = root.join(folder);
+            fs::set_permissions(&root, fs::Permissions::from_mode(0o700))
+                .at("set the mode of", &root)?;
+        }
+        // A folder that was lost is made again: what was in it is found missing where it is needed.
+        for folder in ["content/blobs/sha256", "layers", "digests", "tmp", "stub"] {
+            let path = root.join(folder);
+            if !path.is_dir() {
                 fs::create_dir_all(&path).at("create", &path)?;
             }
-            let index = content.join("index.json");
-            if !index.exists() {
-                replace_file(&index, image::EMPTY_INDEX)?;
-            }
-            replace_file(&marker, OCI_LAYOUT)?;
         }
         let lease = ProcessLease::acquire(&root.join("tmp"))?;
         let metadata = Metadata::open(&root.join("metadata.db"))?;
@@ -98,7 +127,7 @@ impl Store {
             |_| format!("unknown-{}", lease::now_nanos()),
             |id| id.trim().to_owned(),
         );
-        Ok(Self(Arc::new(Inner {
+        let store = Self(Arc::new(Inner {
             metadata,
             lease,
             boot,
@@ -106,7 +135,66 @@ impl Store {
             pending: Mutex::default(),
             busy: snapshot::Busy::default(),
             root,
-        })))
+        }));
+        if !content.join("index.json").exists() {
+            store.metadata().write(|t| store.write_index(t))?;
+        }
+        if !marker.exists() {
+            store.replace_file(&marker, OCI_LAYOUT)?;
+        }
+        Ok(store)
+    }
+
+    /// Sets some space aside, where there is some.
+    fn keep_reserve(&self) {
+        let path = self.0.root.join(RESERVE);
+        if path.exists() {
+            return;
+        }
+        let kept = fs::File::create_new(&path).and_then(|file| {
+            let flags = rustix::fs::FallocateFlags::empty();
+            Ok(rustix::fs::fallocate(&file, flags, 0, RESERVE_BYTES)?)
+        });
+        if let Err(error) = kept {
+            tracing::debug!(path = %path.display(), %error, "no space is set aside");
+            // Half a reserve is none.
+            if error.kind() != std::io::ErrorKind::AlreadyExists
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::debug!(path = %path.display(), %error, "the reserve cannot be removed");
+            }
+        }
+    }
+
+    /// Gives up the space that was set aside.
+    fn spend_reserve(&self) {
+        let path = self.0.root.join(RESERVE);
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::debug!(path = %path.display(), %error, "the reserve cannot be removed");
+        }
+    }
+
+    /// Keeps the collector away, or with `exclusive` everybody who commits content, until the file is dropped.
+    fn sweep_lock(&self, exclusive: bool) -> Result<fs::File> {
+        use rustix::fs::FlockOperation::{LockExclusive, LockShared};
+        let path = self.0.root.join("sweep");
+        let file = fs::File::options().create(true).append(true).open(&path).at("open", &path)?;
+        let operation = if exclusive { LockExclusive } else { LockShared };
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation)).at("lock", &path)?;
+        Ok(file)
+    }
+
+    /// Writes a file in one step: readers see the old or the new content.
+    fn replace_file(&self, target: &Path, bytes: &[u8]) -> Result<()> {
+        use std::io::Write as _;
+        let path = self.temporary("file");
+        let mut file = fs::File::create_new(&path).at("create", &path)?;
+        file.write_all(bytes).at("write", &path)?;
+        file.sync_all().at("write", &path)?;
+        fs::rename(&path, target).at("create", target)?;
+        target.parent().map_or(Ok(()), content::sync_folder)
     }
 
     /// Returns the folder everything is under.
@@ -144,18 +232,4 @@ fn overlay_here() -> Overlay {
     let whole = fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]));
     if whole { Overlay::Trusted } else { Overlay::User }
-}
-
-/// Writes a file in one step: readers see the old or the new content.
-fn replace_file(target: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write as _;
-    let mut name = std::ffi::OsString::from(".");
-    name.push(target.file_name().unwrap_or_default());
-    name.push(format!(".{}", std::process::id()));
-    let path = target.with_file_name(name);
-    let mut file = fs::File::create(&path).at("create", &path)?;
-    file.write_all(bytes).at("write", &path)?;
-    file.sync_all().at("write", &path)?;
-    fs::rename(&path, target).at("create", target)?;
-    target.parent().map_or(Ok(()), content::sync_folder)
 }

@@ -19,12 +19,13 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// The version of the tables below; raised with every change.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE blob (
@@ -40,7 +41,7 @@ CREATE TABLE layer (
 CREATE INDEX layer_by_diff_id ON layer (diff_id) WHERE diff_id IS NOT NULL;
 CREATE TABLE layer_blob (
     layer INTEGER NOT NULL, digest TEXT NOT NULL, media_type TEXT NOT NULL, compression TEXT NOT NULL,
-    level INTEGER, size INTEGER NOT NULL, PRIMARY KEY (layer, digest)
+    level INTEGER, size INTEGER NOT NULL, checked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (layer, digest)
 ) WITHOUT ROWID;
 CREATE TABLE result (
     key BLOB PRIMARY KEY, layers TEXT NOT NULL, created INTEGER NOT NULL, used INTEGER NOT NULL,
@@ -48,6 +49,9 @@ CREATE TABLE result (
 ) WITHOUT ROWID;
 CREATE TABLE alias (key BLOB PRIMARY KEY, target BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 ";
+
+/// What version 2 has more: whether a blob was seen to hold its layer.
+const FROM_1: &str = "ALTER TABLE layer_blob ADD COLUMN checked INTEGER NOT NULL DEFAULT 0";
 
 /// The open database.
 #[derive(Debug)]
@@ -60,21 +64,35 @@ impl Metadata {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let describe = |error: rusqlite::Error| {
             let error = Error::from(error);
-            Error::new(error.kind(), format!("cannot open the database {}", path.display())).because(error)
+            Error::new(error.kind(), format!("cannot open the database {}", path.display()))
+                .because(error)
         };
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(describe)?;
         connection.busy_timeout(Duration::from_secs(60)).map_err(describe)?;
         connection.set_prepared_statement_cache_capacity(64);
-        let version = |c: &Connection| c.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
-        if version(&connection).map_err(describe)? == 0 {
+        // The log is folded in when it has grown, not whenever the last process ends: that would cost each command a few
+        // writes that wait for the disk.
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(describe)?;
+        let version =
+            |c: &Connection| c.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+        if version(&connection).map_err(describe)? < SCHEMA_VERSION {
             connection.pragma_update(None, "journal_mode", "WAL").map_err(describe)?;
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(describe)?;
+            let transaction = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(describe)?;
             // Another process may have been first.
-            if version(&transaction).map_err(describe)? == 0 {
-                transaction.execute_batch(SCHEMA).map_err(describe)?;
-                transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(describe)?;
+            let before = version(&transaction).map_err(describe)?;
+            if before < SCHEMA_VERSION {
+                let steps = if before == 0 { SCHEMA } else { FROM_1 };
+                transaction.execute_batch(steps).map_err(describe)?;
+                transaction
+                    .pragma_update(None, "user_version", SCHEMA_VERSION)
+                    .map_err(describe)?;
             }
             transaction.commit().map_err(describe)?;
         }
@@ -90,7 +108,7 @@ impl Metadata {
             ));
         }
         // In WAL mode NORMAL keeps the database consistent after a power cut; only the newest transactions may be lost,
-        // and what they named is then found again by doing it again. Image names are made durable by `sync`.
+        // and what they named is then found again by doing it again. Image names are written durably.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(describe)?;
         Ok(Self { connection: Mutex::new(connection) })
     }
@@ -114,11 +132,22 @@ impl Metadata {
         Ok(value)
     }
 
-    /// Makes everything written so far survive a power cut.
-    pub(crate) fn sync(&self) -> Result<()> {
-        let connection = self.lock();
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        Ok(())
+    /// As [`write`](Self::write), and makes it and everything written before survive a power cut.
+    pub(crate) fn write_durably<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut connection = self.lock();
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let written = (|| {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })();
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        written
     }
 }
 
@@ -135,6 +164,26 @@ mod tests {
         raw.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
         drop(raw);
         assert_eq!(Metadata::open(&path).unwrap_err().kind(), ErrorKind::TooNew);
+    }
+
+    #[test]
+    fn version_1_is_brought_up_to_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metadata.db");
+        let raw = Connection::open(&path).unwrap();
+        raw.execute_batch(&SCHEMA.replace(" checked INTEGER NOT NULL DEFAULT 0,", "")).unwrap();
+        raw.execute("INSERT INTO layer_blob VALUES (1, 'sha256:00', 'm', 'gzip', NULL, 7)", [])
+            .unwrap();
+        raw.pragma_update(None, "user_version", 1).unwrap();
+        drop(raw);
+        drop(Metadata::open(&path).unwrap());
+        let database = Metadata::open(&path).unwrap();
+        let row = database.with(|c| {
+            Ok(c.query_row("SELECT size, checked FROM layer_blob", [], |r| {
+                Ok((r.get::<_, i64>(0)?, r.get::<_, bool>(1)?))
+            })?)
+        });
+        assert_eq!(row.unwrap(), (7, false));
     }
 
     #[test]
@@ -171,8 +220,9 @@ mod tests {
             }
         });
         let database = Metadata::open(&path).unwrap();
-        let count: i64 =
-            database.with(|c| Ok(c.query_row("SELECT count(*) FROM alias", [], |r| r.get(0))?)).unwrap();
+        let count: i64 = database
+            .with(|c| Ok(c.query_row("SELECT count(*) FROM alias", [], |r| r.get(0))?))
+            .unwrap();
         assert_eq!(count, 80);
     }
 }

@@ -36,16 +36,21 @@ impl Store {
     /// When the database fails.
     pub fn result(&self, key: &ResultKey) -> Result<Option<StepResult>> {
         let row = self.metadata().with(|c| {
-            Ok(c.prepare_cached("UPDATE result SET used = ?2 WHERE key = ?1 RETURNING layers, created")?
-                .query_row((key.0, now_nanos()), |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
-                .optional()?)
+            Ok(c.prepare_cached(
+                "UPDATE result SET used = ?2 WHERE key = ?1 RETURNING layers, created",
+            )?
+            .query_row((key.0, now_nanos()), |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
+            .optional()?)
         })?;
         let Some((layers, created)) = row else { return Ok(None) };
         let layers = layers
             .split_ascii_whitespace()
             .map(|id| id.parse().map(LayerId))
             .collect::<std::result::Result<Vec<_>, _>>()
-            .map_err(|error| Error::new(ErrorKind::Corrupt, format!("result {key:?} in the database")).because(error))?;
+            .map_err(|error| {
+                Error::new(ErrorKind::Corrupt, format!("result {key:?} in the database"))
+                    .because(error)
+            })?;
         Ok(Some(StepResult { snapshot: Snapshot { layers }, created }))
     }
 
@@ -54,15 +59,11 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn remember(&self, key: &ResultKey, result: &StepResult, description: &str) -> Result<()> {
-        let layers: Vec<String> = result.snapshot.layers.iter().map(|id| id.0.to_string()).collect();
+        let layers: Vec<String> =
+            result.snapshot.layers.iter().map(|id| id.0.to_string()).collect();
         self.metadata().with(|c| {
-            c.prepare_cached("INSERT OR REPLACE INTO result VALUES (?1, ?2, ?3, ?4, ?5)")?.execute((
-                key.0,
-                layers.join(" "),
-                result.created,
-                now_nanos(),
-                description,
-            ))?;
+            c.prepare_cached("INSERT OR REPLACE INTO result VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute((key.0, layers.join(" "), result.created, now_nanos(), description))?;
             Ok(())
         })
     }

@@ -20,9 +20,10 @@ use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
 
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::folder::remove_tree;
 use crate::layer::compression::{self, Encoder};
 use crate::layer::{self, ApplyOptions, DiffOptions, LayerErrorKind, LayerStack, TarWriter};
-use crate::lease::{now_nanos, remove_tree};
+use crate::lease::now_nanos;
 use crate::tree::Tree;
 
 /// A layer of this store.
@@ -74,8 +75,9 @@ pub struct LayerBlob {
     pub diff_id: Digest,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Row {
+    id: LayerId,
     diff_id: Option<Digest>,
     folder: bool,
     created: i64,
@@ -85,6 +87,8 @@ struct Row {
 #[derive(Clone, Debug)]
 struct BlobRow {
     digest: Digest,
+    /// Whether it was seen to hold the layer; otherwise an image merely claims so.
+    checked: bool,
     media_type: MediaType,
     compression: Compression,
     level: Option<i32>,
@@ -114,23 +118,18 @@ fn parse_compression(text: &str) -> Compression {
     }
 }
 
-fn encoder_kind(compression: Compression) -> compression::Compression {
-    match compression {
-        Compression::Uncompressed => compression::Compression::None,
-        Compression::Gzip => compression::Compression::Gzip,
-        Compression::Zstd => compression::Compression::Zstd,
-    }
-}
-
-fn layer_error(what: impl std::fmt::Display, error: layer::LayerError) -> Error {
+pub(crate) fn layer_error(what: impl std::fmt::Display, error: layer::LayerError) -> Error {
     let kind = match error.kind() {
         LayerErrorKind::InvalidArchive => ErrorKind::Corrupt,
         LayerErrorKind::NotFound => ErrorKind::NotFound,
         LayerErrorKind::Unsupported => ErrorKind::Invalid,
         LayerErrorKind::NeedsLower | LayerErrorKind::Storage | LayerErrorKind::Stream => {
-            let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+            let source = std::error::Error::source(&error)
+                .and_then(|source| source.downcast_ref::<io::Error>());
             match source.map(io::Error::kind) {
-                Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => ErrorKind::NoSpace,
+                Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                    ErrorKind::NoSpace
+                }
                 _ => ErrorKind::Io,
             }
         }
@@ -148,10 +147,22 @@ impl Store {
         self.root().join("layers").join(layer.0.to_string())
     }
 
-    fn insert_layer(&self, diff_id: Option<&Digest>, created: i64, description: &str) -> Result<LayerId> {
+    fn insert_layer(
+        &self,
+        diff_id: Option<&Digest>,
+        created: i64,
+        description: &str,
+    ) -> Result<LayerId> {
         self.metadata().with(|c| {
-            c.prepare_cached("INSERT INTO layer (diff_id, created, used, description) VALUES (?1, ?2, ?3, ?4)")?
-                .execute((diff_id.map(ToString::to_string), created, now_nanos(), description))?;
+            c.prepare_cached(
+                "INSERT INTO layer (diff_id, created, used, description) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute((
+                diff_id.map(ToString::to_string),
+                created,
+                now_nanos(),
+                description,
+            ))?;
             Ok(LayerId(c.last_insert_rowid()))
         })
     }
@@ -160,7 +171,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn layer_by_diff_id(&self, diff_id: &Digest, created: i64, description: &str) -> Result<LayerId> {
+    pub fn layer_by_diff_id(
+        &self,
+        diff_id: &Digest,
+        created: i64,
+        description: &str,
+    ) -> Result<LayerId> {
         let found = self.metadata().with(|c| {
             Ok(c.prepare_cached(
                 "UPDATE layer SET used = ?2 WHERE id = (SELECT max(id) FROM layer WHERE diff_id = ?1) RETURNING id",
@@ -176,11 +192,29 @@ impl Store {
     /// # Errors
     /// When it cannot be moved or recorded.
     pub fn adopt_folder(&self, home: &Path, description: &str) -> Result<LayerId> {
-        let layer = self.insert_layer(None, now_nanos(), description)?;
+        // In one transaction, so that the collector sees either both the row and the folder or neither.
+        self.metadata().write(|t| {
+            t.prepare_cached(
+                "INSERT INTO layer (folder, boot, created, used, description) VALUES (1, ?1, ?2, ?2, ?3)",
+            )?
+            .execute((&self.0.boot, now_nanos(), description))?;
+            let layer = LayerId(t.last_insert_rowid());
+            self.put_home(layer, home)?;
+            Ok(layer)
+        })
+    }
+
+    /// Moves a folder to where its layer belongs, inside the transaction that records it.
+    fn put_home(&self, layer: LayerId, home: &Path) -> Result<()> {
         let target = self.layer_home(layer);
-        fs::rename(home, &target).at("create", &target)?;
-        self.record_folder(layer)?;
-        Ok(layer)
+        // What is there has no row that vouches for it: a power cut took the row, or the folder is not trusted.
+        match fs::rename(&target, self.temporary("old")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).at("replace", &target);
+            }
+            _ => {}
+        }
+        fs::rename(home, &target).at("create", &target)
     }
 
     /// Makes a layer that is written down only when somebody needs its bytes.
@@ -197,20 +231,14 @@ impl Store {
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the layers of which this process alone knows what they hold.
+    pub(crate) fn pending_layers(&self) -> Vec<LayerId> {
+        self.pending_trees().keys().copied().collect()
+    }
+
     /// Returns the tree of a layer that has not been written down.
     pub fn pending_tree(&self, layer: LayerId) -> Option<Arc<Tree>> {
         self.pending_trees().get(&layer).cloned()
-    }
-
-    fn record_folder(&self, layer: LayerId) -> Result<()> {
-        self.metadata().with(|c| {
-            c.prepare_cached("UPDATE layer SET folder = 1, boot = ?2, used = ?3 WHERE id = ?1")?.execute((
-                layer.0,
-                &self.0.boot,
-                now_nanos(),
-            ))?;
-            Ok(())
-        })
     }
 
     fn row(&self, layer: LayerId) -> Result<Option<Row>> {
@@ -226,16 +254,18 @@ impl Store {
         })?;
         let Some((diff_id, folder, boot, created, description)) = row else { return Ok(None) };
         let diff_id = diff_id.map(|text| text.parse()).transpose().map_err(|error| {
-            Error::new(ErrorKind::Corrupt, format!("layer {} in the database", layer.0)).because(error)
+            Error::new(ErrorKind::Corrupt, format!("layer {} in the database", layer.0))
+                .because(error)
         })?;
         let trusted = boot.is_none_or(|boot| boot == self.0.boot);
-        Ok(Some(Row { diff_id, folder: folder && trusted, created, description }))
+        Ok(Some(Row { id: layer, diff_id, folder: folder && trusted, created, description }))
     }
 
     fn blob_rows(&self, layer: LayerId) -> Result<Vec<BlobRow>> {
         let rows = self.metadata().with(|c| {
             let mut statement = c.prepare_cached(
-                "SELECT digest, media_type, compression, level, size FROM layer_blob WHERE layer = ?1",
+                "SELECT digest, media_type, compression, level, size, checked FROM layer_blob WHERE layer = ?1
+                 ORDER BY checked DESC, digest",
             )?;
             let rows = statement.query_map([layer.0], |row| {
                 Ok((
@@ -244,17 +274,23 @@ impl Store {
                     row.get::<_, String>(2)?,
                     row.get(3)?,
                     row.get::<_, i64>(4)?,
+                    row.get::<_, bool>(5)?,
                 ))
             })?;
             Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
         })?;
         rows.into_iter()
-            .map(|(digest, media_type, compression, level, size)| {
+            .map(|(digest, media_type, compression, level, size, checked)| {
                 let digest = digest.parse().map_err(|error| {
-                    Error::new(ErrorKind::Corrupt, format!("blob of layer {} in the database", layer.0)).because(error)
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        format!("blob of layer {} in the database", layer.0),
+                    )
+                    .because(error)
                 })?;
                 Ok(BlobRow {
                     digest,
+                    checked,
                     media_type: MediaType::new(media_type),
                     compression: parse_compression(&compression),
                     level,
@@ -264,21 +300,28 @@ impl Store {
             .collect()
     }
 
-    /// Records that a blob holds a layer.
+    /// Records that an image says a blob holds a layer.
     ///
     /// # Errors
     /// When the database fails.
-    pub fn record_layer_blob(&self, layer: LayerId, descriptor: &Descriptor, level: Option<i32>) -> Result<()> {
-        let compression = descriptor.media_type.compression().unwrap_or(Compression::Uncompressed);
+    pub fn record_layer_blob(
+        &self,
+        layer: LayerId,
+        descriptor: &Descriptor,
+        level: Option<i32>,
+    ) -> Result<()> {
+        self.metadata().with(|c| insert_layer_blob(c, layer, descriptor, level, false))
+    }
+
+    /// Settles whether a blob holds a layer as some image says, now that somebody has seen.
+    fn settle(&self, layer: LayerId, digest: &Digest, holds: bool) -> Result<()> {
+        let statement = if holds {
+            "UPDATE layer_blob SET checked = 1 WHERE layer = ?1 AND digest = ?2 AND checked = 0"
+        } else {
+            "DELETE FROM layer_blob WHERE layer = ?1 AND digest = ?2"
+        };
         self.metadata().with(|c| {
-            c.prepare_cached("INSERT OR REPLACE INTO layer_blob VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute((
-                layer.0,
-                descriptor.digest.to_string(),
-                descriptor.media_type.as_str(),
-                compression.as_str(),
-                level,
-                i64::try_from(descriptor.size).unwrap_or(i64::MAX),
-            ))?;
+            c.prepare_cached(statement)?.execute((layer.0, digest.to_string()))?;
             Ok(())
         })
     }
@@ -321,6 +364,31 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`] when its bytes are not here, [`ErrorKind::Corrupt`] when they are damaged.
     pub fn ensure_folder(&self, layer: LayerId, below: &[LayerId]) -> Result<PathBuf> {
+        // Nothing lies below a base layer, so there is nothing that it could need.
+        let nothing = LayerStack::empty();
+        match self.make_folder(layer, below.is_empty().then_some(&nothing)) {
+            Err(Unpack::NeedsLower) => {}
+            Err(Unpack::Failed(error)) => return Err(error),
+            Ok(folder) => return Ok(folder),
+        }
+        // The layer refers to what is below it, so that must be there first. The layer's lock is free meanwhile: an image
+        // may name a layer twice, or two images the same layers in another order.
+        let lower = self.stack(below)?;
+        match self.make_folder(layer, Some(&lower)) {
+            Ok(folder) => Ok(folder),
+            Err(Unpack::Failed(error)) => Err(error),
+            Err(Unpack::NeedsLower) => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("layer {} has a hard link to a file that no layer below it has", layer.0),
+            )),
+        }
+    }
+
+    fn make_folder(
+        &self,
+        layer: LayerId,
+        lower: Option<&LayerStack>,
+    ) -> std::result::Result<PathBuf, Unpack> {
         let lock = self.0.busy.of(layer);
         let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let target = self.layer_folder(layer);
@@ -329,63 +397,65 @@ impl Store {
             return Ok(target);
         }
         let home = self.temporary("layer");
-        let folder = home.join("fs");
-        fs::create_dir_all(&folder).at("create", &folder)?;
-        let made = self.fill_folder(layer, &row, below, &folder).and_then(|()| self.move_in(layer, &home));
-        if made.is_err()
+        fs::create_dir(&home).at("create", &home)?;
+        let made = self
+            .fill_folder(layer, &row, lower, &home.join("fs"))
+            .and_then(|()| self.move_in(layer, &home).map_err(Unpack::Failed));
+        // Also when another process was first.
+        if home.exists()
             && let Err(error) = remove_tree(&home)
         {
             tracing::debug!(path = %home.display(), %error, "unfinished layer stays behind");
         }
-        made?;
-        Ok(target)
+        made.map(|()| target)
     }
 
+    /// Gives a layer its folder, unless another process was first: what that one made may already be mounted.
     fn move_in(&self, layer: LayerId, home: &Path) -> Result<()> {
-        let target = self.layer_home(layer);
-        if target.exists() {
-            // What is there is not trusted, or another process was first; either way ours is good.
-            let old = self.temporary("old");
-            match fs::rename(&target, &old) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("replace", &target),
-                _ => {}
+        self.metadata().write(|t| {
+            let (folder, boot): (bool, Option<String>) = t
+                .prepare_cached("SELECT folder, boot FROM layer WHERE id = ?1")?
+                .query_row([layer.0], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?
+                .ok_or_else(|| unknown(layer))?;
+            let trusted = folder && boot.is_none_or(|boot| boot == self.0.boot);
+            if trusted && self.layer_folder(layer).exists() {
+                return Ok(());
             }
-        }
-        match fs::rename(home, &target) {
-            Ok(()) => {}
-            // Another process unpacked the same layer in this moment.
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
-            Err(error) => return Err(error).at("create", &target),
-        }
-        self.record_folder(layer)
+            t.prepare_cached("UPDATE layer SET folder = 1, boot = ?2, used = ?3 WHERE id = ?1")?
+                .execute((layer.0, &self.0.boot, now_nanos()))?;
+            self.put_home(layer, home)
+        })
     }
 
-    fn fill_folder(&self, layer: LayerId, row: &Row, below: &[LayerId], folder: &Path) -> Result<()> {
+    fn fill_folder(
+        &self,
+        layer: LayerId,
+        row: &Row,
+        lower: Option<&LayerStack>,
+        folder: &Path,
+    ) -> std::result::Result<(), Unpack> {
         if let Some(tree) = self.pending_tree(layer) {
-            rustix::fs::chmod(folder, rustix::fs::Mode::from_raw_mode(0o755)).at("set the mode of", folder)?;
-            return tree.write_folder(folder, self.overlay());
+            create_root(folder)?;
+            return Ok(tree.write_folder(folder, self.overlay())?);
         }
-        let blob = self.usable_blob(layer)?.ok_or_else(|| not_here(layer, &row.description))?;
-        // Nothing lies below a base layer, so there is nothing that it could need.
-        let nothing = LayerStack::empty();
-        match self.unpack(&blob, row, folder, below.is_empty().then_some(&nothing)) {
-            Err(Unpack::NeedsLower) => {}
-            Err(Unpack::Failed(error)) => return Err(error),
-            Ok(()) => return Ok(()),
+        let mut failed = None;
+        while let Some(blob) = self.usable_blob(layer)? {
+            create_root(folder)?;
+            match self.unpack(&blob, row, folder, lower) {
+                // The claim is forgotten now; another image may have named a blob that really holds the layer.
+                Err(Unpack::Failed(error)) if error.kind() == ErrorKind::Corrupt => {
+                    failed = Some(error);
+                }
+                Ok(()) => {
+                    self.settle(layer, &blob.digest, true)?;
+                    return Ok(());
+                }
+                Err(other) => return Err(other),
+            }
+            remove_tree(folder).at("remove", folder)?;
         }
-        // The layer refers to what is below it, so that must be there first.
-        let lower = self.stack(below)?;
-        let parent = folder.parent().expect("a layer's folder has a home");
-        remove_tree(folder).at("remove", folder)?;
-        fs::create_dir_all(parent).and_then(|()| fs::create_dir(folder)).at("create", folder)?;
-        match self.unpack(&blob, row, folder, Some(&lower)) {
-            Ok(()) => Ok(()),
-            Err(Unpack::Failed(error)) => Err(error),
-            Err(Unpack::NeedsLower) => Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("layer {} has a hard link to a file that no layer below it has", blob.digest),
-            )),
-        }
+        Err(failed.unwrap_or_else(|| not_here(layer, &row.description)).into())
     }
 
     fn unpack(
@@ -396,13 +466,10 @@ impl Store {
         lower: Option<&LayerStack>,
     ) -> std::result::Result<(), Unpack> {
         let file = self.open_blob(&blob.digest)?;
-        let damaged = |error: Error| match error.kind() {
-            ErrorKind::Corrupt => self.damaged(&blob.digest).because(error),
-            _ => error,
-        };
         let reader = compression::decoder(Box::new(BufReader::with_capacity(256 * 1024, file)))
             .context(|| format!("cannot read layer {}", blob.digest))?;
-        let mut hashing = HashingReader { inner: reader, hasher: Hasher::sha256() };
+        let hasher = row.diff_id.as_ref().map_or_else(Hasher::sha256, Digest::verifier);
+        let mut hashing = HashingReader { inner: reader, hasher };
         let options = ApplyOptions { overlay: self.overlay(), lower, ..ApplyOptions::default() };
         match layer::apply(&mut hashing, folder, &options) {
             Ok(_) => {}
@@ -410,18 +477,39 @@ impl Store {
                 return Err(Unpack::NeedsLower);
             }
             Err(error) => {
-                return Err(damaged(layer_error(format!("cannot unpack layer {}", blob.digest), error)).into());
+                let blames_archive = matches!(
+                    error.kind(),
+                    LayerErrorKind::InvalidArchive
+                        | LayerErrorKind::NeedsLower
+                        | LayerErrorKind::Stream
+                );
+                let error = layer_error(format!("cannot unpack layer {}", blob.digest), error);
+                return Err(
+                    if blames_archive { self.blame(blob, row, error) } else { error }.into()
+                );
             }
         }
         let found = hashing.hasher.finish();
         if row.diff_id.as_ref().is_some_and(|expected| *expected != found) {
-            return Err(damaged(Error::new(
-                ErrorKind::Corrupt,
-                format!("layer {} unpacks to {found}, which is not the diff id its image names", blob.digest),
-            ))
-            .into());
+            return Err(self.blame(blob, row, not_as_named(blob, &found)).into());
         }
         Ok(())
+    }
+
+    /// Finds out whether a blob that cannot be used was damaged here or has always been like that. Either way nobody takes
+    /// it for the layer again.
+    fn blame(&self, blob: &BlobRow, row: &Row, error: Error) -> Error {
+        if let Err(damaged) = self.verify_blob(&blob.digest) {
+            return damaged.because(error);
+        }
+        if let Err(error) = self.settle(row.id, &blob.digest, false) {
+            return error;
+        }
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("layer {} is broken as its image has it", blob.digest),
+        )
+        .because(error)
     }
 
     /// Returns a stack of layers as folders, unpacking what is not, several layers at a time.
@@ -439,20 +527,29 @@ impl Store {
             let missing: Vec<usize> = (0..layers.len()).filter(|at| found[*at].is_none()).collect();
             let cursor = std::sync::atomic::AtomicUsize::new(0);
             let work = || -> Result<()> {
-                while let Some(at) = missing.get(cursor.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                while let Some(at) =
+                    missing.get(cursor.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                {
                     self.ensure_folder(layers[*at], &layers[..*at])?;
                 }
                 Ok(())
             };
             std::thread::scope(|scope| {
-                let workers: Vec<_> = (0..threads.min(missing.len())).map(|_| scope.spawn(work)).collect();
+                let workers: Vec<_> =
+                    (0..threads.min(missing.len())).map(|_| scope.spawn(work)).collect();
                 workers
                     .into_iter()
-                    .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                    .map(|worker| {
+                        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                    })
                     .collect::<Result<Vec<()>>>()
             })?;
         }
-        layers.iter().enumerate().map(|(at, layer)| self.ensure_folder(*layer, &layers[..at])).collect()
+        layers
+            .iter()
+            .enumerate()
+            .map(|(at, layer)| self.ensure_folder(*layer, &layers[..at]))
+            .collect()
     }
 
     /// Returns a stack of layers as one tree that can be read without mounting it.
@@ -461,33 +558,44 @@ impl Store {
     /// As [`ensure_folder`](Self::ensure_folder).
     pub fn stack(&self, layers: &[LayerId]) -> Result<LayerStack> {
         let folders = self.folders(layers)?;
-        LayerStack::open_folders(&folders, self.overlay()).map_err(|error| layer_error("cannot read the layers", error))
+        LayerStack::open_folders(&folders, self.overlay())
+            .map_err(|error| layer_error("cannot read the layers", error))
     }
 
     /// Returns a layer as a blob, making it where needed. `below` are the layers under it.
     ///
     /// # Errors
     /// As [`ensure_folder`](Self::ensure_folder).
-    pub fn ensure_blob(&self, layer: LayerId, below: &[LayerId], options: &BlobOptions) -> Result<LayerBlob> {
+    pub fn ensure_blob(
+        &self,
+        layer: LayerId,
+        below: &[LayerId],
+        options: &BlobOptions,
+    ) -> Result<LayerBlob> {
         let lock = self.0.busy.of(layer);
         let held = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let row = self.row(layer)?.ok_or_else(|| unknown(layer))?;
-        let mut other = None;
-        for blob in self.blob_rows(layer)? {
-            let wanted = blob.compression == options.compression
-                && (options.level.is_none() || blob.level == options.level);
-            if let Some(diff_id) = &row.diff_id
-                && (wanted || !options.force)
-                && self.has_blob(&blob.digest)?
-            {
-                if wanted {
-                    return Ok(blob.into_layer(diff_id.clone(), options.docker));
-                }
-                other = Some(blob.into_layer(diff_id.clone(), options.docker));
+        if let Some(diff_id) = &row.diff_id {
+            let mut blobs = self.believable_blobs(layer, &row)?;
+            let wanted = |blob: &BlobRow| {
+                blob.compression == options.compression
+                    && (options.level.is_none() || blob.level == options.level)
+            };
+            let at = blobs
+                .iter()
+                .position(wanted)
+                .or((!options.force && !blobs.is_empty()).then_some(0));
+            if let Some(at) = at {
+                return Ok(blobs.swap_remove(at).into_layer(diff_id.clone(), options.docker));
             }
-        }
-        if let Some(other) = other {
-            return Ok(other);
+            // Another form of the same bytes keeps the diff id, which packing the folder anew may not.
+            if let Some(blob) = blobs.first() {
+                let packed = self.convert(blob, &row, options)?;
+                self.metadata().with(|c| {
+                    insert_layer_blob(c, layer, &packed.descriptor, options.level, true)
+                })?;
+                return Ok(packed);
+            }
         }
         let folder = self.layer_folder(layer);
         let packed = if let Some(tree) = self.pending_tree(layer) {
@@ -503,31 +611,84 @@ impl Store {
                     .map_err(|error| layer_error(format!("cannot pack layer {}", layer.0), error))
             })?
         } else {
-            let blob = self.usable_blob(layer)?.ok_or_else(|| not_here(layer, &row.description))?;
-            self.convert(&blob, options)?
+            return Err(not_here(layer, &row.description));
         };
-        if let Some(expected) = &row.diff_id
-            && *expected != packed.diff_id
-            && self.blob_rows(layer)?.is_empty()
-        {
-            tracing::debug!(layer = layer.0, %expected, found = %packed.diff_id, "layer packs differently from before");
-        }
-        self.metadata().with(|c| {
-            c.prepare_cached("UPDATE layer SET diff_id = ?2 WHERE id = ?1")?
-                .execute((layer.0, packed.diff_id.to_string()))?;
-            Ok(())
+        let diff_id = packed.diff_id.to_string();
+        self.metadata().write(|t| {
+            let changed = t
+                .prepare_cached(
+                    "UPDATE layer SET diff_id = ?2 WHERE id = ?1 AND diff_id IS NOT ?2",
+                )?
+                .execute((layer.0, &diff_id))?;
+            if changed > 0 {
+                // Blobs of other bytes than these must never be shown together with the new diff id.
+                t.prepare_cached("DELETE FROM layer_blob WHERE layer = ?1")?.execute([layer.0])?;
+            }
+            insert_layer_blob(t, layer, &packed.descriptor, options.level, true)
         })?;
-        self.record_layer_blob(layer, &packed.descriptor, options.level)?;
         Ok(packed)
+    }
+
+    /// Returns the blobs of a layer that are here. Where images name several for one layer, none is taken at its word:
+    /// anybody can write any diff id into an image's config.
+    fn believable_blobs(&self, layer: LayerId, row: &Row) -> Result<Vec<BlobRow>> {
+        let rows = self.blob_rows(layer)?;
+        let doubtful = rows.len() > 1;
+        let mut believable = vec![];
+        for blob in rows {
+            if !self.has_blob(&blob.digest)? {
+                continue;
+            }
+            if doubtful && !blob.checked {
+                match self.read_layer(&blob, row, &mut io::sink()) {
+                    Ok(_) => self.settle(layer, &blob.digest, true)?,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        tracing::warn!(digest = %blob.digest, %error, "a blob does not hold the layer its image names");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            believable.push(blob);
+        }
+        Ok(believable)
+    }
+
+    /// Writes a layer's uncompressed bytes, which are compared with its diff id in passing.
+    fn read_layer(&self, blob: &BlobRow, row: &Row, out: &mut dyn Write) -> Result<Digest> {
+        let file = self.open_blob(&blob.digest)?;
+        let failed = || format!("cannot read layer {}", blob.digest);
+        let mut reader = compression::decoder(Box::new(BufReader::with_capacity(256 * 1024, file)))
+            .context(failed)?;
+        let mut hasher = row.diff_id.as_ref().map_or_else(Hasher::sha256, Digest::verifier);
+        let mut buffer = vec![0; 128 * 1024];
+        loop {
+            let read = match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.blame(blob, row, Error::io(failed(), error))),
+            };
+            hasher.update(&buffer[..read]);
+            out.write_all(&buffer[..read])
+                .context(|| format!("cannot convert layer {}", blob.digest))?;
+        }
+        let found = hasher.finish();
+        if row.diff_id.as_ref().is_some_and(|expected| *expected != found) {
+            return Err(self.blame(blob, row, not_as_named(blob, &found)));
+        }
+        Ok(found)
     }
 
     fn pack(
         &self,
         options: &BlobOptions,
-        write: impl FnOnce(&mut TarWriter<HashingWriter<Encoder<crate::content::ContentWriter>>>) -> Result<()>,
+        write: impl FnOnce(
+            &mut TarWriter<HashingWriter<Encoder<crate::content::ContentWriter>>>,
+        ) -> Result<()>,
     ) -> Result<LayerBlob> {
         let failed = || "cannot write a layer".to_owned();
-        let encoder = Encoder::new(self.write_blob()?, encoder_kind(options.compression), options.level);
+        let encoder = Encoder::new(self.write_blob()?, options.compression, options.level);
         let inner = HashingWriter { inner: encoder.context(failed)?, hasher: Hasher::sha256() };
         let mut tar = TarWriter::new(inner);
         write(&mut tar)?;
@@ -547,14 +708,14 @@ impl Store {
         Ok(LayerBlob { descriptor: Descriptor::new(media_type, digest, size), diff_id })
     }
 
-    fn convert(&self, blob: &BlobRow, options: &BlobOptions) -> Result<LayerBlob> {
+    fn convert(&self, blob: &BlobRow, row: &Row, options: &BlobOptions) -> Result<LayerBlob> {
         let failed = || format!("cannot convert layer {}", blob.digest);
-        let file = self.open_blob(&blob.digest)?;
-        let mut reader = compression::decoder(Box::new(BufReader::with_capacity(256 * 1024, file))).context(failed)?;
-        let encoder = Encoder::new(self.write_blob()?, encoder_kind(options.compression), options.level);
-        let mut writer = HashingWriter { inner: encoder.context(failed)?, hasher: Hasher::sha256() };
-        io::copy(&mut reader, &mut writer).context(failed)?;
-        self.finish_blob(writer, options)
+        let encoder = Encoder::new(self.write_blob()?, options.compression, options.level);
+        let mut encoder = encoder.context(failed)?;
+        let diff_id = self.read_layer(blob, row, &mut encoder)?;
+        let (digest, size) = encoder.finish().context(failed)?.commit(None)?;
+        let media_type = MediaType::layer(options.compression, options.docker);
+        Ok(LayerBlob { descriptor: Descriptor::new(media_type, digest, size), diff_id })
     }
 
     /// Makes all layer folders written so far survive a power cut.
@@ -563,7 +724,8 @@ impl Store {
     /// When the file system or the database fails.
     pub fn sync_layers(&self) -> Result<()> {
         let unsynced: Vec<i64> = self.metadata().with(|c| {
-            let mut statement = c.prepare_cached("SELECT id FROM layer WHERE folder = 1 AND boot = ?1")?;
+            let mut statement =
+                c.prepare_cached("SELECT id FROM layer WHERE folder = 1 AND boot = ?1")?;
             let ids = statement.query_map([&self.0.boot], |row| row.get(0))?;
             Ok(ids.collect::<rusqlite::Result<_>>()?)
         })?;
@@ -595,6 +757,49 @@ impl BlobRow {
     }
 }
 
+fn insert_layer_blob(
+    connection: &rusqlite::Connection,
+    layer: LayerId,
+    descriptor: &Descriptor,
+    level: Option<i32>,
+    checked: bool,
+) -> Result<()> {
+    let compression = descriptor.media_type.compression().unwrap_or(Compression::Uncompressed);
+    connection
+        .prepare_cached(
+            "INSERT INTO layer_blob (layer, digest, media_type, compression, level, size, checked)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (layer, digest) DO UPDATE SET media_type = ?3, compression = ?4,
+             level = coalesce(?5, level), size = ?6, checked = max(checked, ?7)",
+        )?
+        .execute((
+            layer.0,
+            descriptor.digest.to_string(),
+            descriptor.media_type.as_str(),
+            compression.as_str(),
+            level,
+            i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+            checked,
+        ))?;
+    Ok(())
+}
+
+/// Makes the root of a layer's folder, whose mode most archives do not name, independent of the umask.
+fn create_root(folder: &Path) -> Result<()> {
+    fs::create_dir(folder).at("create", folder)?;
+    rustix::fs::chmod(folder, rustix::fs::Mode::from_raw_mode(0o755)).at("set the mode of", folder)
+}
+
+fn not_as_named(blob: &BlobRow, found: &Digest) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!(
+            "layer {} unpacks to {found}, which is not the diff id its image names",
+            blob.digest
+        ),
+    )
+}
+
 fn unknown(layer: LayerId) -> Error {
     Error::new(ErrorKind::NotFound, format!("layer {} is not in the store", layer.0))
 }
@@ -602,7 +807,10 @@ fn unknown(layer: LayerId) -> Error {
 fn not_here(layer: LayerId, description: &str) -> Error {
     Error::new(
         ErrorKind::NotFound,
-        format!("the bytes of layer {} ({description}) are neither in the store nor named by an image", layer.0),
+        format!(
+            "the bytes of layer {} ({description}) are neither in the store nor named by an image",
+            layer.0
+        ),
     )
 }
 

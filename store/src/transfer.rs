@@ -66,12 +66,15 @@ pub async fn fetch_blob(
     let written = blocking::run(move || {
         let mut writer = disk.write_expected(&expected.digest)?;
         while let Some(chunk) = receiver.blocking_recv() {
-            writer
-                .write_all(&chunk)
-                .map_err(|error| Error::io(format!("cannot write content {}", expected.digest), error))?;
+            writer.write_all(&chunk).map_err(|error| {
+                Error::io(format!("cannot write content {}", expected.digest), error)
+            })?;
         }
         if writer.size() < expected.size {
-            return Err(Error::new(ErrorKind::Corrupt, format!("content {} ended too early", expected.digest)));
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("content {} ended too early", expected.digest),
+            ));
         }
         writer.commit(Some(&expected)).map(drop)
     });
@@ -102,7 +105,11 @@ async fn fetch_document(
 ) -> Result<(Descriptor, Document)> {
     let (disk, wanted) = (store.clone(), digest.clone());
     let here = blocking::run(move || {
-        if disk.has_blob(&wanted)? { disk.read_blob(&wanted, MAX_MANIFEST_BYTES).map(Some) } else { Ok(None) }
+        if disk.has_blob(&wanted)? {
+            disk.read_blob(&wanted, MAX_MANIFEST_BYTES).map(Some)
+        } else {
+            Ok(None)
+        }
     })
     .await?;
     let bytes = match here {
@@ -114,16 +121,21 @@ async fn fetch_document(
             bytes.to_vec()
         }
     };
-    let document = Document::parse(&bytes)
-        .map_err(|error| Error::new(ErrorKind::Corrupt, format!("image {reference}")).because(error))?;
+    let document = Document::parse(&bytes).map_err(|error| {
+        Error::new(ErrorKind::Corrupt, format!("image {reference}")).because(error)
+    })?;
     Ok((Descriptor::new(media_type(&document), digest.clone(), bytes.len() as u64), document))
 }
 
 /// Returns what a document calls itself.
 pub fn media_type(document: &Document) -> MediaType {
     match document {
-        Document::Manifest(Manifest { media_type, .. }) => media_type.clone().unwrap_or(MediaType::OCI_MANIFEST),
-        Document::Index(Index { media_type, .. }) => media_type.clone().unwrap_or(MediaType::OCI_INDEX),
+        Document::Manifest(Manifest { media_type, .. }) => {
+            media_type.clone().unwrap_or(MediaType::OCI_MANIFEST)
+        }
+        Document::Index(Index { media_type, .. }) => {
+            media_type.clone().unwrap_or(MediaType::OCI_INDEX)
+        }
     }
 }
 
@@ -167,7 +179,11 @@ pub async fn pull(
                 report(&descriptor, current, Outcome::Moving);
             })
             .await?;
-            report(&descriptor, descriptor.size, if fetched { Outcome::Done } else { Outcome::Existed });
+            report(
+                &descriptor,
+                descriptor.size,
+                if fetched { Outcome::Done } else { Outcome::Existed },
+            );
             Ok(())
         })
         .buffer_unordered(BLOBS)
@@ -195,6 +211,7 @@ async fn choose(
 ) -> Result<Vec<Manifest>> {
     let mut todo = vec![(document, 0)];
     let mut manifests = vec![];
+    let mut seen = HashSet::new();
     while let Some((document, depth)) = todo.pop() {
         let index = match document {
             Document::Manifest(manifest) => {
@@ -204,7 +221,10 @@ async fn choose(
             Document::Index(index) => index,
         };
         if depth == MAX_DEPTH {
-            return Err(Error::new(ErrorKind::Corrupt, format!("image {reference}: indexes are nested too deeply")));
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("image {reference}: indexes are nested too deeply"),
+            ));
         }
         let chosen: Vec<&Descriptor> = match platforms {
             Platforms::All => index.manifests.iter().collect(),
@@ -216,11 +236,16 @@ async fn choose(
                         .iter()
                         .enumerate()
                         .filter(|(_, entry)| !entry.is_attestation())
-                        .filter_map(|(at, entry)| Some((platform.rank(entry.platform.as_ref()?)?, at)))
+                        .filter_map(|(at, entry)| {
+                            Some((platform.rank(entry.platform.as_ref()?)?, at))
+                        })
                         .min();
                     let Some((_, at)) = best else {
-                        let offered: Vec<String> =
-                            index.manifests.iter().filter_map(|e| e.platform.as_ref().map(ToString::to_string)).collect();
+                        let offered: Vec<String> = index
+                            .manifests
+                            .iter()
+                            .filter_map(|e| e.platform.as_ref().map(ToString::to_string))
+                            .collect();
                         return Err(Error::new(
                             ErrorKind::NotFound,
                             format!(
@@ -235,6 +260,10 @@ async fn choose(
             }
         };
         for entry in chosen {
+            // An index can name the same one a thousand times, at every depth.
+            if !seen.insert(entry.digest.clone()) {
+                continue;
+            }
             let (_, document) = fetch_document(store, registry, reference, &entry.digest).await?;
             todo.push((document, depth + 1));
         }
@@ -248,14 +277,19 @@ impl Store {
     /// # Errors
     /// When the config is missing or the database fails.
     pub fn know_layers(&self, manifest: &Manifest) -> Result<()> {
-        if !manifest.config.media_type.is_config() || !manifest.layers.iter().all(|l| l.media_type.is_layer()) {
+        if !manifest.config.media_type.is_config()
+            || !manifest.layers.iter().all(|l| l.media_type.is_layer())
+        {
             return Ok(());
         }
         let config = self.image_config(&manifest.config)?;
         if config.rootfs.diff_ids.len() != manifest.layers.len() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("config {} names another number of layers than its manifest", manifest.config.digest),
+                format!(
+                    "config {} names another number of layers than its manifest",
+                    manifest.config.digest
+                ),
             ));
         }
         for (descriptor, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
@@ -280,7 +314,10 @@ impl Store {
             return Ok(());
         }
         if depth > MAX_DEPTH {
-            return Err(Error::new(ErrorKind::Corrupt, format!("{}: indexes are nested too deeply", target.digest)));
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("{}: indexes are nested too deeply", target.digest),
+            ));
         }
         closure.seen.insert(target.digest.clone());
         if !self.has_blob(&target.digest)? {
@@ -371,11 +408,15 @@ pub async fn push(
                     }
                 })
                 .await?;
-            report(&descriptor, descriptor.size, match pushed {
-                Pushed::Existed => Outcome::Existed,
-                Pushed::Mounted => Outcome::Mounted,
-                Pushed::Uploaded => Outcome::Done,
-            });
+            report(
+                &descriptor,
+                descriptor.size,
+                match pushed {
+                    Pushed::Existed => Outcome::Existed,
+                    Pushed::Mounted => Outcome::Mounted,
+                    Pushed::Uploaded => Outcome::Done,
+                },
+            );
             Ok(())
         })
         .buffer_unordered(BLOBS)
@@ -385,8 +426,9 @@ pub async fn push(
     for document in &closure.documents {
         let (disk, digest) = (store.clone(), document.digest.clone());
         let bytes = blocking::run(move || disk.read_blob(&digest, MAX_MANIFEST_BYTES)).await?;
-        let parsed = Document::parse(&bytes)
-            .map_err(|error| Error::new(ErrorKind::Corrupt, document.digest.to_string()).because(error))?;
+        let parsed = Document::parse(&bytes).map_err(|error| {
+            Error::new(ErrorKind::Corrupt, document.digest.to_string()).because(error)
+        })?;
         let root = document.digest == target.digest;
         let name = match reference.tag() {
             Some(tag) if root && reference.digest().is_none() => ManifestName::Tag(tag.to_owned()),

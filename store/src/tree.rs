@@ -242,7 +242,8 @@ mod tests {
             .iter()
             .map(|path| (path.as_bytes().to_vec(), Entry::directory(0o755, 0)))
             .collect();
-        let order: Vec<String> = tree.iter().map(|(path, _)| String::from_utf8(path).unwrap()).collect();
+        let order: Vec<String> =
+            tree.iter().map(|(path, _)| String::from_utf8(path).unwrap()).collect();
         assert_eq!(order, ["a", "a/b", "a/b/c", "a-b", "a.d", "ab"]);
         let below: Vec<Vec<u8>> = tree.below(b"a").map(|(path, _)| path).collect();
         assert_eq!(below, [&b"a"[..], b"a/b", b"a/b/c"]);
@@ -263,7 +264,9 @@ mod tests {
 
     #[test]
     fn cleaning_cannot_escape() {
-        for (path, expected) in [("/../../a/./b//c/..", "a/b"), ("", ""), ("..", ""), ("/", ""), ("a/", "a")] {
+        for (path, expected) in
+            [("/../../a/./b//c/..", "a/b"), ("", ""), ("..", ""), ("/", ""), ("a/", "a")]
+        {
             assert_eq!(clean(path.as_bytes()), expected.as_bytes(), "{path}");
         }
     }

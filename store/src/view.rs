@@ -41,7 +41,8 @@ impl Store {
     /// As [`ensure_folder`](Store::ensure_folder).
     pub fn view(&self, layers: &[LayerId]) -> Result<View> {
         // Trees at the top of the stack need no folder; one below a folder does.
-        let trees: Vec<Arc<Tree>> = layers.iter().rev().map_while(|layer| self.pending_tree(*layer)).collect();
+        let trees: Vec<Arc<Tree>> =
+            layers.iter().rev().map_while(|layer| self.pending_tree(*layer)).collect();
         let folders = &layers[..layers.len() - trees.len()];
         let stack = if folders.is_empty() { LayerStack::empty() } else { self.stack(folders)? };
         Ok(View { stack, trees: trees.into_iter().rev().collect(), top: Tree::default() })
@@ -64,15 +65,19 @@ impl View {
     /// # Errors
     /// When the disk fails.
     pub fn flatten(&self) -> Result<Tree> {
-        if let ([only], true, true) = (self.trees.as_slice(), self.top.is_empty(), self.stack.is_empty()) {
+        if let ([only], true, true) =
+            (self.trees.as_slice(), self.top.is_empty(), self.stack.is_empty())
+        {
             return Ok(Tree::clone(only));
         }
         let mut all = Tree::default();
         let mut todo = vec![vec![]];
         while let Some(directory) = todo.pop() {
-            for (name, entry) in self.children(&directory)? {
+            for (name, mut entry) in self.children(&directory)? {
                 let path = join(&directory, &name);
-                if entry.is_directory() {
+                if let Kind::Directory { opaque } = &mut entry.kind {
+                    // Nothing is left below that could be hidden.
+                    *opaque = false;
                     todo.push(path.clone());
                 }
                 all.insert(&path, entry);
@@ -91,7 +96,7 @@ impl View {
     /// # Errors
     /// When the disk fails.
     pub fn get(&self, path: &[u8]) -> Result<Option<Entry>> {
-        for tree in self.from_top() {
+        for tree in self.topmost_first() {
             if let Some(entry) = tree.get(path) {
                 return Ok((entry.kind != Kind::Whiteout).then(|| entry.clone()));
             }
@@ -102,11 +107,13 @@ impl View {
         if path.is_empty() && self.stack.is_empty() {
             return Ok(Some(Entry::directory(0o755, 0)));
         }
-        let Some(located) = self.stack.lookup(path, Follow::None).map_err(damaged)? else { return Ok(None) };
+        let Some(located) = self.stack.lookup(path, Follow::None).map_err(damaged)? else {
+            return Ok(None);
+        };
         self.entry(&located)
     }
 
-    fn from_top(&self) -> impl Iterator<Item = &Tree> {
+    fn topmost_first(&self) -> impl Iterator<Item = &Tree> {
         std::iter::once(&self.top).chain(self.trees.iter().rev().map(AsRef::as_ref))
     }
 
@@ -118,7 +125,9 @@ impl View {
                 Kind::File { content: host_content(located.host_path.clone()), size: metadata.size }
             }
             FileKind::Directory => Kind::Directory { opaque: false },
-            FileKind::Symlink => Kind::Symlink { target: self.stack.read_link(located).map_err(damaged)? },
+            FileKind::Symlink => {
+                Kind::Symlink { target: self.stack.read_link(located).map_err(damaged)? }
+            }
             FileKind::CharDevice => Kind::CharDevice { major, minor },
             FileKind::BlockDevice => Kind::BlockDevice { major, minor },
             FileKind::Fifo => Kind::Fifo,
@@ -169,7 +178,10 @@ impl View {
                     if links > MAX_LINKS {
                         return Err(Error::new(
                             ErrorKind::Invalid,
-                            format!("too many levels of symbolic links in /{}", path.escape_ascii()),
+                            format!(
+                                "too many levels of symbolic links in /{}",
+                                path.escape_ascii()
+                            ),
                         ));
                     }
                     if target.starts_with(b"/") {
@@ -191,11 +203,14 @@ impl View {
     pub fn children(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, Entry)>> {
         let mut names: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
         let mut hidden = false;
-        for tree in self.from_top() {
+        for tree in self.topmost_first() {
             for (name, entry) in tree.children(path) {
                 names.entry(name).or_insert_with(|| entry.clone());
             }
-            if hides(tree, path) || tree.get(path).is_some_and(cuts) {
+            // What is not a directory has nothing in it, whatever lower layers have there.
+            if hides(tree, path)
+                || tree.get(path).is_some_and(|entry| cuts(entry) || !entry.is_directory())
+            {
                 hidden = true;
                 break;
             }
@@ -222,13 +237,18 @@ impl View {
     /// # Errors
     /// When it is larger than `limit` bytes, or the disk fails.
     pub fn read(&self, path: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
-        let Some(Entry { kind: Kind::File { content, size }, .. }) = self.resolve(path, true)?.entry else {
+        let Some(Entry { kind: Kind::File { content, size }, .. }) =
+            self.resolve(path, true)?.entry
+        else {
             return Ok(None);
         };
         if size > limit {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                format!("/{} has {size} bytes, more than the {limit} allowed here", path.escape_ascii()),
+                format!(
+                    "/{} has {size} bytes, more than the {limit} allowed here",
+                    path.escape_ascii()
+                ),
             ));
         }
         match content {
@@ -281,6 +301,9 @@ impl View {
 
     /// Whether anything is at a path below the top.
     fn below_has(&self, path: &[u8]) -> Result<bool> {
+        if hides(&self.top, path) {
+            return Ok(false);
+        }
         for tree in self.trees.iter().rev() {
             if let Some(entry) = tree.get(path) {
                 return Ok(entry.kind != Kind::Whiteout);
@@ -339,7 +362,10 @@ mod tests {
 
     fn file(text: &str) -> Entry {
         let content = Content::Inline(text.as_bytes().into());
-        Entry { kind: Kind::File { content, size: text.len() as u64 }, ..Entry::directory(0o644, 0) }
+        Entry {
+            kind: Kind::File { content, size: text.len() as u64 },
+            ..Entry::directory(0o644, 0)
+        }
     }
 
     fn link(target: &str) -> Entry {
@@ -367,7 +393,10 @@ mod tests {
         assert_eq!(view.resolve(b"/lib/x", true).unwrap().path, b"usr/lib/x");
         assert_eq!(view.resolve(b"/up/lib/x", true).unwrap().path, b"usr/lib/x");
         assert_eq!(view.resolve(b"lib", false).unwrap().path, b"lib");
-        assert_eq!(view.resolve(b"lib/new/deep", true).unwrap(), Resolved { path: b"usr/lib/new/deep".into(), entry: None });
+        assert_eq!(
+            view.resolve(b"lib/new/deep", true).unwrap(),
+            Resolved { path: b"usr/lib/new/deep".into(), entry: None }
+        );
         assert_eq!(view.resolve(b"loop/a", true).unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(view.read(b"lib/x", 10).unwrap().unwrap(), b"x");
     }
@@ -377,8 +406,16 @@ mod tests {
         let mut view = base();
         view.put(b"usr/lib/y", file("y")).unwrap();
         let paths: Vec<_> = view.changes().iter().map(|(path, entry)| (path, entry.mode)).collect();
-        assert_eq!(paths, [(b"usr".to_vec(), 0o755), (b"usr/lib".to_vec(), 0o751), (b"usr/lib/y".to_vec(), 0o644)]);
-        let names: Vec<_> = view.children(b"usr/lib").unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            paths,
+            [
+                (b"usr".to_vec(), 0o755),
+                (b"usr/lib".to_vec(), 0o751),
+                (b"usr/lib/y".to_vec(), 0o644)
+            ]
+        );
+        let names: Vec<_> =
+            view.children(b"usr/lib").unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, [b"x", b"y"]);
     }
 

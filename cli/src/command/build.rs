@@ -34,13 +34,22 @@ pub(crate) enum BuildNetwork {
     None,
 }
 
+/// Where the Dockerfile is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DockerfilePlace {
+    /// In a file.
+    Path(PathBuf),
+    /// On standard input.
+    Stdin,
+}
+
 /// A build, ready to be asked of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BuildPlan {
     /// The folder that `COPY` and `ADD` read from.
     pub(crate) context: PathBuf,
     /// The Dockerfile; it need not be in the context.
-    pub(crate) dockerfile: PathBuf,
+    pub(crate) dockerfile: DockerfilePlace,
     /// The Dockerfile's name as people know it, for messages.
     pub(crate) dockerfile_name: String,
     /// The image's names.
@@ -187,11 +196,11 @@ fn is_remote(text: &str) -> bool {
         .any(|start| text.starts_with(start))
 }
 
-fn dockerfile(flag: Option<&str>, folder: &Path) -> Result<(PathBuf, String), Failure> {
+fn dockerfile(flag: Option<&str>, folder: &Path) -> Result<(DockerfilePlace, String), Failure> {
     let unsupported =
         |what: &str| Err(Failure::new(format!("not supported yet: {what} as the Dockerfile")));
     let path = match flag {
-        Some("-") => return unsupported("standard input"),
+        Some("-") => return Ok((DockerfilePlace::Stdin, "Dockerfile".into())),
         Some(text) if is_remote(text) => return unsupported("a URL"),
         Some(text) => PathBuf::from(text),
         None => ["Dockerfile", "dockerfile"]
@@ -210,7 +219,7 @@ fn dockerfile(flag: Option<&str>, folder: &Path) -> Result<(PathBuf, String), Fa
                 || path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 |text| text.trim_start_matches("./").to_owned(),
             );
-            Ok((path, name))
+            Ok((DockerfilePlace::Path(path), name))
         }
         Err(error) => {
             let failure =
@@ -342,7 +351,6 @@ mod tests {
             (&["--iidfile", "x", "-o", "out"], "type=local"),
             (&["-o", "-", "--output=type=oci"], "only one output"),
             (&["--push"], "name is needed"),
-            (&["-f", "-"], "standard input as the Dockerfile"),
             (&["-f", "https://x/Dockerfile"], "a URL as the Dockerfile"),
             (&["-f", "/no/such/file"], "/no/such/file"),
             (&["-f", "/"], "is a folder"),
@@ -376,7 +384,11 @@ mod tests {
         assert!(failure.message.contains("/Dockerfile: No such file"), "{failure}");
         assert_eq!(failure.hints.len(), 1);
         let other = case.path("other");
-        assert_eq!(case.plan(&["-f", &other]).unwrap().dockerfile, Path::new(&other));
+        assert_eq!(
+            case.plan(&["-f", &other]).unwrap().dockerfile,
+            DockerfilePlace::Path(other.into())
+        );
+        assert_eq!(case.plan(&["-f", "-"]).unwrap().dockerfile, DockerfilePlace::Stdin);
     }
 
     #[test]

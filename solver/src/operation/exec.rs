@@ -61,20 +61,28 @@ pub(crate) async fn run(
         platform,
         tty: false,
     };
-    let exit = execute(worker, progress, vertex, spec)
-        .await
-        .map_err(|error| Cause::Start { command: command.clone(), error })?;
-    let good = if meta.valid_exit_codes.is_empty() { exit.code == 0 } else { meta.valid_exit_codes.contains(&exit.code) };
-    if !good {
-        return Err(Cause::Exit { command, code: exit.code, hint: hint(&exit) }.into());
+    let done = execute(worker, progress, vertex, spec).await;
+    let cause = match done {
+        Ok(exit) if is_success(meta, exit.code) => {
+            let (store, name) = (worker.store.clone(), vertex.name.clone());
+            let layer = blocking::run(move || folders.finish(&store, &exit, &name)).await?;
+            let mut outputs = vec![Snapshot::default(); output + 1];
+            outputs[output] = base.with(layer);
+            return Ok(outputs);
+        }
+        Ok(exit) => Cause::Exit { command, code: exit.code, hint: hint(&exit) },
+        Err(error) => Cause::Start { command, error },
+    };
+    // What a failed step wrote helps nobody; a process that lives long would gather it.
+    if let Err(error) = blocking::run(move || folders.discard()).await {
+        tracing::debug!(%error, "what a failed step wrote stays behind until this process ends");
     }
-    let (store, name) = (worker.store.clone(), vertex.name.clone());
-    let layer = blocking::run(move || folders.finish(&store, &exit, &name)).await?;
-    let mut outputs = vec![Snapshot::default(); output + 1];
-    outputs[output] = base.with(layer);
-    Ok(outputs)
+    Err(cause.into())
 }
 
+fn is_success(meta: &pb::Meta, code: i32) -> bool {
+    if meta.valid_exit_codes.is_empty() { code == 0 } else { meta.valid_exit_codes.contains(&code) }
+}
 /// Takes an operation apart, refusing what is not built yet.
 fn read<'a>(op: &'a pb::ExecOp, inputs: &[Snapshot]) -> Result<(&'a pb::Meta, Snapshot, usize, Vec<OtherMount>)> {
     let unsupported = |what: &str| Err(Cause::Unsupported(what.to_owned()).into());

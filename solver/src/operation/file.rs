@@ -40,21 +40,19 @@ pub(crate) fn source_digest(copy: &pb::FileActionCopy, source: &View) -> Result<
     let mut hash = Sha256::new();
     let wildcard = is_wildcard(copy);
     let mut buffer = vec![0; 128 * 1024];
+    let exclusion = Exclusion::new(copy)?;
     for found in find(copy, source)? {
+        hash.update(b"match");
         // Under a literal name the content may be called anything: the operation itself names the destination.
         if wildcard {
             hash_bytes(&mut hash, &found.name);
         }
-        let exclusion = Exclusion::new(copy)?;
-        hash_entry(&mut hash, source, &found.path, &found.entry, &mut buffer)?;
+        hash_entry(&mut hash, &found.entry, &mut buffer)?;
         if found.entry.is_directory() {
-            walk(source, &found.path, &mut |relative, path, entry| {
-                if exclusion.excludes(relative, entry.is_directory()) {
-                    return Ok(!entry.is_directory() || exclusion.may_hold(relative));
-                }
+            walk_taken(source, &found.path, &exclusion, &mut |relative, entry| {
+                hash.update(b"child");
                 hash_bytes(&mut hash, relative);
-                hash_entry(&mut hash, source, path, entry, &mut buffer)?;
-                Ok(true)
+                hash_entry(&mut hash, entry, &mut buffer)
             })?;
         }
     }
@@ -72,7 +70,7 @@ fn hash_bytes(hash: &mut Sha256, bytes: &[u8]) {
     hash.update(bytes);
 }
 
-fn hash_entry(hash: &mut Sha256, _view: &View, path: &[u8], entry: &Entry, buffer: &mut [u8]) -> Result<()> {
+fn hash_entry(hash: &mut Sha256, entry: &Entry, buffer: &mut [u8]) -> Result<()> {
     for number in [entry.mode, entry.uid, entry.gid] {
         hash.update(number.to_le_bytes());
     }
@@ -86,7 +84,7 @@ fn hash_entry(hash: &mut Sha256, _view: &View, path: &[u8], entry: &Entry, buffe
         Kind::File { content, size } => {
             hash.update(b"f");
             hash.update(size.to_le_bytes());
-            hash.update(content_digest(content, path, buffer)?);
+            hash.update(content_digest(content, buffer)?);
         }
         Kind::Symlink { target } => {
             hash.update(b"l");
@@ -106,7 +104,7 @@ fn hash_device(hash: &mut Sha256, kind: &[u8], major: u32, minor: u32) {
     hash.update(minor.to_le_bytes());
 }
 
-fn content_digest(content: &Content, _path: &[u8], buffer: &mut [u8]) -> Result<[u8; 32]> {
+fn content_digest(content: &Content, buffer: &mut [u8]) -> Result<[u8; 32]> {
     Ok(match content {
         Content::Inline(bytes) => Sha256::digest(bytes).into(),
         Content::Host { digest: Some(digest), .. } => *digest,
@@ -118,7 +116,7 @@ fn content_digest(content: &Content, _path: &[u8], buffer: &mut [u8]) -> Result<
 fn walk(
     view: &View,
     directory: &[u8],
-    visitor: &mut dyn FnMut(&[u8], &[u8], &Entry) -> Result<bool>,
+    visitor: &mut dyn FnMut(&[u8], &Entry) -> Result<bool>,
 ) -> Result<()> {
     let mut levels = vec![(vec![], view.children(directory)?.into_iter())];
     while let Some((relative, children)) = levels.last_mut() {
@@ -127,13 +125,38 @@ fn walk(
             continue;
         };
         let relative = join(relative, &name);
-        let path = join(directory, &relative);
-        if visitor(&relative, &path, &entry)? && entry.is_directory() {
-            let children = view.children(&path)?.into_iter();
+        if visitor(&relative, &entry)? && entry.is_directory() {
+            let children = view.children(&join(directory, &relative))?.into_iter();
             levels.push((relative, children));
         }
     }
     Ok(())
+}
+
+/// Visits what a copy takes from a directory, in the order of a walk.
+fn walk_taken(
+    view: &View,
+    directory: &[u8],
+    exclusion: &Exclusion,
+    visitor: &mut dyn FnMut(&[u8], &Entry) -> Result<()>,
+) -> Result<()> {
+    // Excluded directories on the way to the current path: they are taken after all when something in them is.
+    let mut waiting: Vec<(Vec<u8>, Entry)> = vec![];
+    walk(view, directory, &mut |relative, entry| {
+        waiting.retain(|(parent, _)| relative.strip_prefix(parent.as_slice()).is_some_and(|rest| rest.starts_with(b"/")));
+        if exclusion.excludes(relative) {
+            let look = entry.is_directory() && exclusion.may_hold(relative);
+            if look {
+                waiting.push((relative.to_vec(), entry.clone()));
+            }
+            return Ok(look);
+        }
+        for (parent, entry) in std::mem::take(&mut waiting) {
+            visitor(&parent, &entry)?;
+        }
+        visitor(relative, entry)?;
+        Ok(true)
+    })
 }
 
 /// `--exclude`.
@@ -149,7 +172,7 @@ impl Exclusion {
         Ok(Self(Some(matcher)))
     }
 
-    fn excludes(&self, relative: &[u8], _directory: bool) -> bool {
+    fn excludes(&self, relative: &[u8]) -> bool {
         self.0.as_ref().is_some_and(|matcher| matcher.matches(&String::from_utf8_lossy(relative)))
     }
 
@@ -176,14 +199,18 @@ fn find(copy: &pb::FileActionCopy, source: &View) -> Result<Vec<Match>> {
         return Ok(vec![Match { path: resolved.path, name: split(&src).1.to_vec(), entry }]);
     }
     let mut found: Vec<Vec<u8>> = vec![vec![]];
+    let mut matching = false;
     for part in src.split(|b| *b == b'/') {
+        // Links are followed up to the first wildcard; from there on directories are walked, and a walk follows none.
+        let follow = !matching;
+        matching |= glob::is_pattern(part);
         let mut next = vec![];
         for at in found {
-            let directory = source.resolve(&at, true)?;
+            let directory = source.resolve(&at, follow)?;
             if !directory.entry.as_ref().is_some_and(Entry::is_directory) {
                 continue;
             }
-            if !glob::is_pattern(part) {
+            if !matching {
                 let path = join(&at, part);
                 if source.resolve(&path, false)?.entry.is_some() {
                     next.push(path);
@@ -234,24 +261,38 @@ pub(crate) fn apply(action: &Action, target: &mut View, source: Option<&View>, c
         Action::Mkfile(file) => {
             let path = resolve_for_write(target, &file.path)?;
             require_parent(target, &path)?;
+            let existing = target.get(&path)?;
+            if existing.as_ref().is_some_and(Entry::is_directory) {
+                return Err(Cause::Invalid(format!("/{} is a directory", path.escape_ascii())).into());
+            }
             let (uid, gid) = owner(file.owner.as_ref(), context)?.unwrap_or((0, 0));
             let kind =
                 Kind::File { content: Content::Inline(file.data.as_slice().into()), size: file.data.len() as u64 };
-            let base = Entry::directory(mode_bits(file.mode), time(file.timestamp, context.now));
+            // A file that is written again keeps its mode.
+            let mode = existing.map_or(mode_bits(file.mode), |existing| existing.mode);
+            let base = Entry::directory(mode, time(file.timestamp, context.now));
             Ok(target.put(&path, Entry { kind, uid, gid, ..base })?)
         }
         Action::Mkdir(directory) => make_directory(directory, target, context),
         Action::Symlink(link) => {
             let path = resolve_for_write(target, &link.newpath)?;
             require_parent(target, &path)?;
+            if target.get(&path)?.is_some() {
+                return Err(Cause::Invalid(format!("/{} exists already", path.escape_ascii())).into());
+            }
             let (uid, gid) = owner(link.owner.as_ref(), context)?.unwrap_or((0, 0));
             let kind = Kind::Symlink { target: link.oldpath.as_bytes().to_vec() };
             let base = Entry::directory(0o777, time(link.timestamp, context.now));
             Ok(target.put(&path, Entry { kind, uid, gid, ..base })?)
         }
         Action::Rm(remove) => {
-            let wildcard = remove.allow_wildcard;
-            let copy = pb::FileActionCopy { src: remove.path.clone(), allow_wildcard: wildcard, ..Default::default() };
+            // A wildcard may match nothing; a name without one must be there.
+            let copy = pb::FileActionCopy {
+                src: remove.path.clone(),
+                allow_wildcard: remove.allow_wildcard,
+                allow_empty_wildcard: true,
+                ..Default::default()
+            };
             let found = match find(&copy, target) {
                 Ok(found) => found,
                 Err(error) if remove.allow_not_found && matches!(*error.cause, Cause::Missing(_)) => return Ok(()),
@@ -298,10 +339,11 @@ fn make_directory(action: &pb::FileActionMkDir, target: &mut View, context: &Fil
     if action.make_parents {
         return make_parents(target, &path, &new);
     }
-    require_parent(target, &path)?;
+    // Whatever has the name already is left alone, even if it is no directory, as upstream does.
     if target.get(&path)?.is_some() {
-        return Err(Cause::Invalid(format!("/{} exists already", path.escape_ascii())).into());
+        return Ok(());
     }
+    require_parent(target, &path)?;
     Ok(target.put(&path, new)?)
 }
 
@@ -324,6 +366,23 @@ fn make_parents(target: &mut View, path: &[u8], new: &Entry) -> Result<()> {
         target.put(directory, new.clone())?;
     }
     Ok(())
+}
+
+/// Returns the inputs in which an action looks up users and groups.
+pub(crate) fn accounts(action: &pb::FileAction) -> Vec<i64> {
+    let owner = match &action.action {
+        Some(Action::Copy(copy)) => copy.owner.as_ref(),
+        Some(Action::Mkfile(file)) => file.owner.as_ref(),
+        Some(Action::Mkdir(directory)) => directory.owner.as_ref(),
+        Some(Action::Symlink(link)) => link.owner.as_ref(),
+        Some(Action::Rm(_)) | None => None,
+    };
+    let Some(owner) = owner else { return vec![] };
+    let named = |who: &Option<pb::UserOpt>| match who.as_ref().and_then(|who| who.user.as_ref()) {
+        Some(User::ByName(named)) => Some(named.input),
+        _ => None,
+    };
+    named(&owner.user).into_iter().chain(named(&owner.group)).collect()
 }
 
 /// Resolves an owner against the accounts of the image.
@@ -375,7 +434,6 @@ struct Copier<'a> {
     context: &'a FileContext<'a>,
     owner: Option<(u32, u32)>,
     mode: Option<u32>,
-    exclusion: Exclusion,
 }
 
 impl<'a> Copier<'a> {
@@ -391,7 +449,6 @@ impl<'a> Copier<'a> {
         Ok(Self {
             owner: owner(copy.owner.as_ref(), context)?,
             mode: (copy.mode != -1).then(|| mode_bits(copy.mode)),
-            exclusion: Exclusion::new(copy)?,
             copy,
             target,
             source,
@@ -460,25 +517,8 @@ impl<'a> Copier<'a> {
     }
 
     fn copy_children(&mut self, from: &[u8], dest: &[u8]) -> Result<()> {
-        let source = self.source;
-        let mut waiting: Vec<(Vec<u8>, Entry)> = vec![];
-        walk(source, from, &mut |relative, _path, entry| {
-            let directory = entry.is_directory();
-            waiting.retain(|(parent, _)| relative.strip_prefix(parent.as_slice()).is_some_and(|rest| rest.starts_with(b"/")));
-            if self.exclusion.excludes(relative, directory) {
-                let look = directory && self.exclusion.may_hold(relative);
-                if look {
-                    waiting.push((relative.to_vec(), entry.clone()));
-                }
-                return Ok(look);
-            }
-            // An excluded directory is made after all when something in it is not excluded.
-            for (parent, entry) in std::mem::take(&mut waiting) {
-                self.place(&join(dest, &parent), &entry)?;
-            }
-            self.place(&join(dest, relative), entry)?;
-            Ok(true)
-        })
+        let exclusion = Exclusion::new(self.copy)?;
+        walk_taken(self.source, from, &exclusion, &mut |relative, entry| self.place(&join(dest, relative), entry))
     }
 
     /// Puts one entry where it belongs, with the owner, mode and time the copy asks for.
@@ -522,19 +562,20 @@ impl<'a> Copier<'a> {
                 let shown = dest.escape_ascii();
                 return Err(Cause::Invalid(format!("cannot unpack into non-directory: /{shown}")).into());
             }
-            None => make_parents(self.target, dest, &Entry::directory(0o755, self.context.now))?,
+            None => make_parents(self.target, dest, &Entry { mode: 0o755, ..self.new_directory() })?,
         }
         for (relative, entry) in tree.iter() {
             let mut entry = entry.clone();
             if let Some((uid, gid)) = self.owner {
                 (entry.uid, entry.gid) = (uid, gid);
             }
-            let path = join(dest, &relative);
-            // An archive's directory lands on a directory of the image even through a link.
-            let path = if entry.is_directory() { self.target.resolve(&path, true)?.path } else { path };
-            self.target.put(&path, entry)?;
+            // What is no directory is replaced by one of the archive's, a link to a directory included.
+            self.target.put(&join(dest, &relative), entry)?;
         }
         Ok(())
     }
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -5,19 +5,8 @@ mod gzip;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 
+pub use slipway_spec::media_type::Compression;
 use zstd::stream::raw::CParameter;
-
-/// How a layer blob is compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Compression {
-    /// Not at all.
-    None,
-    /// gzip, the form every consumer reads.
-    #[default]
-    Gzip,
-    /// Zstandard.
-    Zstd,
-}
 
 /// What a stream starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -278,7 +267,7 @@ impl<W: Write> Encoder<W> {
         threads: usize,
     ) -> io::Result<Self> {
         let inner = match compression {
-            Compression::None => Inner::Plain(out),
+            Compression::Uncompressed => Inner::Plain(out),
             Compression::Gzip => Inner::Gzip(gzip::Encoder::new(out, level, threads)?),
             Compression::Zstd => Inner::Zstd(ZstdEncoder::new(out, level, threads)),
         };

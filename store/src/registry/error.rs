@@ -194,7 +194,7 @@ fn kind_of(status: StatusCode, body: &[u8]) -> RegistryErrorKind {
 
 fn next_step(kind: RegistryErrorKind) -> Option<&'static str> {
     match kind {
-        RegistryErrorKind::NotFound => Some("check the name and the tag"),
+        RegistryErrorKind::NotFound => Some("not found: check the name and the tag"),
         RegistryErrorKind::Unauthorized => {
             Some("log in to this registry, or check that the repository exists")
         }

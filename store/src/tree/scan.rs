@@ -3,7 +3,7 @@
 //! A digest is taken from memory when device, inode, size, modification and change time are what they were. A file that
 //! changed within [`RACY`] of being read is read again next time: its next change might leave no trace in the times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -84,66 +84,133 @@ struct Scanned {
 pub fn scan(root: &Path, filter: &mut dyn Filter, options: &ScanOptions<'_>) -> Result<Tree> {
     let metadata = fs::metadata(root).at("read", root)?;
     if !metadata.is_dir() {
-        return Err(Error::new(ErrorKind::Invalid, format!("{} is not a directory", root.display())));
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{} is not a directory", root.display()),
+        ));
     }
-    let mut found = vec![];
-    let mut waiting = vec![];
-    walk(root, &[], filter, &mut waiting, &mut found)?;
+    let mut found = examine(walk(root, filter)?)?;
     digest_all(root, &mut found, options)?;
     Ok(found.into_iter().filter_map(|scanned| to_entry(scanned, options.ownership)).collect())
 }
 
-/// Directories on the way to the current one that are taken only if something below them is.
-type Waiting = Vec<Scanned>;
+/// A path that is part of the scan, as its directory lists it.
+struct Seen {
+    path: Vec<u8>,
+    host: PathBuf,
+}
 
-fn walk(
-    folder: &Path,
-    relative: &[u8],
-    filter: &mut dyn Filter,
-    waiting: &mut Waiting,
-    found: &mut Vec<Scanned>,
-) -> Result<()> {
-    let mut names: Vec<OsString> = vec![];
-    for entry in fs::read_dir(folder).at("read", folder)? {
-        names.push(entry.at("read", folder)?.file_name());
-    }
-    names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
-    for name in names {
-        let path = super::join(relative, name.as_bytes());
-        let host = folder.join(&name);
-        let metadata = match fs::symlink_metadata(&host) {
-            // It went away while we were looking: as if it had never been there.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other.at("read", &host)?,
+/// A directory whose entries are being visited.
+struct Level {
+    host: PathBuf,
+    path: Vec<u8>,
+    names: std::vec::IntoIter<(OsString, bool)>,
+}
+
+/// Visits everything below `root`, in the order of a walk. Not by recursion: contexts may be deeper than the stack.
+fn walk(root: &Path, filter: &mut dyn Filter) -> Result<Vec<Seen>> {
+    let mut found = vec![];
+    // Directories on the way to the current one that are taken only if something below them is.
+    let mut waiting: Vec<Seen> = vec![];
+    let mut levels =
+        vec![Level { host: root.to_path_buf(), path: vec![], names: list(root)?.into_iter() }];
+    while let Some(level) = levels.last_mut() {
+        let Some((name, directory)) = level.names.next() else {
+            // Still waiting means that nothing below was taken.
+            if waiting.last().is_some_and(|last| last.path == level.path) {
+                waiting.pop();
+            }
+            levels.pop();
+            continue;
         };
-        let directory = metadata.is_dir();
+        let path = super::join(&level.path, name.as_bytes());
+        let host = level.host.join(&name);
         let verdict = filter.verdict(&path, directory);
         if verdict == Verdict::Skip || (verdict == Verdict::Look && !directory) {
             continue;
         }
+        let names = match directory.then(|| list(&host)).transpose() {
+            // Gone, or replaced by something else, since it was seen.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        let seen = Seen { path: path.clone(), host: host.clone() };
+        if verdict == Verdict::Take {
+            found.append(&mut waiting);
+            found.push(seen);
+        } else {
+            waiting.push(seen);
+        }
+        levels.extend(names.map(|names| Level { host, path, names: names.into_iter() }));
+    }
+    Ok(found)
+}
+
+/// Lists a directory in byte order, and which of its entries are directories.
+fn list(folder: &Path) -> Result<Vec<(OsString, bool)>> {
+    let entries = fs::read_dir(folder).map_err(|error| match error.kind() {
+        io::ErrorKind::NotADirectory => io::Error::from(io::ErrorKind::NotFound),
+        _ => error,
+    });
+    let mut names = vec![];
+    for entry in entries.at("read", folder)? {
+        let entry = entry.at("read", folder)?;
+        match entry.file_type() {
+            Ok(kind) => names.push((entry.file_name(), kind.is_dir())),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error).at("read", &entry.path()),
+        }
+    }
+    names.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+    Ok(names)
+}
+
+/// Reads the attributes of what was seen, on all cores. What went away meanwhile is as if it had never been there.
+fn examine(seen: Vec<Seen>) -> Result<Vec<Scanned>> {
+    let one = |seen: Seen| -> Result<Option<Scanned>> {
+        let Seen { path, host } = seen;
+        let metadata = match fs::symlink_metadata(&host) {
+            Err(error) if is_gone(&error) => return Ok(None),
+            other => other.at("read", &host)?,
+        };
         let link = if metadata.is_symlink() {
-            Some(fs::read_link(&host).at("read", &host)?.into_os_string().into_vec())
+            match fs::read_link(&host) {
+                Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::InvalidInput => {
+                    return Ok(None);
+                }
+                other => Some(other.at("read", &host)?.into_os_string().into_vec()),
+            }
         } else {
             None
         };
-        let xattrs = if metadata.is_file() { capability(&host)? } else { BTreeMap::new() };
-        let scanned = Scanned { path: path.clone(), host: host.clone(), metadata, xattrs, link, digest: None };
-        if verdict == Verdict::Take {
-            found.append(waiting);
-            found.push(scanned);
-            if directory {
-                walk(&host, &path, filter, waiting, found)?;
-            }
-        } else {
-            waiting.push(scanned);
-            walk(&host, &path, filter, waiting, found)?;
-            // Still waiting means that nothing below was taken.
-            if waiting.last().is_some_and(|last| last.path == path) {
-                waiting.pop();
-            }
-        }
+        Ok(Some(Scanned { path, host, metadata, xattrs: BTreeMap::new(), link, digest: None }))
+    };
+    let all = |part: Vec<Seen>| {
+        part.into_iter().filter_map(|seen| one(seen).transpose()).collect::<Result<Vec<_>>>()
+    };
+    // A thread costs as much as the attributes of about this many files.
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(seen.len().div_ceil(1024));
+    if threads <= 1 {
+        return all(seen);
     }
-    Ok(())
+    let mut rest = seen;
+    let size = rest.len().div_ceil(threads);
+    let mut parts = vec![];
+    while rest.len() > size {
+        parts.push(rest.split_off(rest.len() - size));
+    }
+    parts.push(rest);
+    std::thread::scope(|scope| {
+        // The last part was cut off first.
+        let workers: Vec<_> =
+            parts.into_iter().rev().map(|part| scope.spawn(|| all(part))).collect();
+        let mut found = vec![];
+        for worker in workers {
+            found.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(found)
+    })
 }
 
 /// Reads the one extended attribute that layers carry.
@@ -155,7 +222,9 @@ pub(crate) fn capability(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         Ok(length) => {
             xattrs.insert(NAME.as_bytes().to_vec(), buffer[..length].to_vec());
         }
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOENT) => {}
+        Err(
+            rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOENT,
+        ) => {}
         Err(error) => return Err(error).at("read the capabilities of", path),
     }
     Ok(xattrs)
@@ -178,7 +247,8 @@ fn to_entry(scanned: Scanned, ownership: Ownership) -> Option<(Vec<u8>, Entry)> 
         gid,
         mtime: mtime(metadata),
         xattrs: scanned.xattrs,
-        inode: (metadata.nlink() > 1 && !metadata.is_dir()).then(|| (metadata.dev(), metadata.ino())),
+        inode: (metadata.nlink() > 1 && !metadata.is_dir())
+            .then(|| (metadata.dev(), metadata.ino())),
     };
     Some((scanned.path, entry))
 }
@@ -225,12 +295,15 @@ impl Stamp {
             inode: metadata.ino(),
             size: metadata.size(),
             mtime: mtime(metadata),
-            ctime: metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec()),
+            ctime: metadata
+                .ctime()
+                .saturating_mul(1_000_000_000)
+                .saturating_add(metadata.ctime_nsec()),
         }
     }
 }
 
-fn digest_all(root: &Path, found: &mut [Scanned], options: &ScanOptions<'_>) -> Result<()> {
+fn digest_all(root: &Path, found: &mut Vec<Scanned>, options: &ScanOptions<'_>) -> Result<()> {
     let memory = options.memory.map(|folder| {
         let name = to_hex(&Sha256::digest(root.as_os_str().as_bytes()));
         folder.join(name)
@@ -249,7 +322,9 @@ fn digest_all(root: &Path, found: &mut [Scanned], options: &ScanOptions<'_>) -> 
             next = cursor.next();
         }
         match &next {
-            Some((path, stamp, digest)) if *path == scanned.path && *stamp == Stamp::of(&scanned.metadata) => {
+            Some((path, stamp, digest))
+                if *path == scanned.path && *stamp == Stamp::of(&scanned.metadata) =>
+            {
                 scanned.digest = Some(*digest);
                 unchanged += 1;
             }
@@ -257,13 +332,23 @@ fn digest_all(root: &Path, found: &mut [Scanned], options: &ScanOptions<'_>) -> 
         }
     }
     let began = now_nanos();
-    read_all(found, &to_read)?;
+    let gone = read_all(found, &to_read)?;
     if let Some(path) = memory
         && (!to_read.is_empty() || unchanged != remembered.count)
     {
         Memory::save(&path, found, began);
     }
+    let mut at = 0;
+    found.retain(|_| {
+        at += 1;
+        !gone.contains(&(at - 1))
+    });
     Ok(())
+}
+
+/// Whether a path that was there a moment ago is not any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn walk_order(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
@@ -271,16 +356,25 @@ fn walk_order(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
     a.iter().map(key).cmp(b.iter().map(key))
 }
 
-/// Digests the files at `to_read` on all cores.
-fn read_all(found: &mut [Scanned], to_read: &[usize]) -> Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(to_read.len().div_ceil(64));
+/// What reading a file gives: the digest of its bytes, and its attributes.
+type Read = ([u8; 32], BTreeMap<Vec<u8>, Vec<u8>>);
+
+/// Digests the files at `to_read` on all cores. Returns which of them went away meanwhile.
+fn read_all(found: &mut [Scanned], to_read: &[usize]) -> Result<HashSet<usize>> {
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(to_read.len().div_ceil(64));
     let cursor = AtomicUsize::new(0);
     let files: &[Scanned] = found;
-    let work = || -> Result<Vec<(usize, [u8; 32])>> {
+    let work = || -> Result<Vec<(usize, Option<Read>)>> {
         let mut digests = vec![];
         let mut buffer = vec![0; 128 * 1024];
         while let Some(at) = to_read.get(cursor.fetch_add(1, Ordering::Relaxed)) {
-            digests.push((*at, digest_file(&files[*at].host, &mut buffer)?));
+            let host = &files[*at].host;
+            match digest_file(host, &mut buffer).and_then(|digest| Ok((digest, capability(host)?)))
+            {
+                Err(error) if error.kind() == ErrorKind::NotFound => digests.push((*at, None)),
+                other => digests.push((*at, Some(other?))),
+            }
         }
         Ok(digests)
     };
@@ -291,16 +385,27 @@ fn read_all(found: &mut [Scanned], to_read: &[usize]) -> Result<()> {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             workers
                 .into_iter()
-                .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .map(|worker| {
+                    worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
                 .collect()
         })
     };
+    let mut gone = HashSet::new();
     for part in parts {
         for (at, digest) in part? {
-            found[at].digest = Some(digest);
+            match digest {
+                Some((digest, xattrs)) => {
+                    found[at].digest = Some(digest);
+                    found[at].xattrs = xattrs;
+                }
+                None => {
+                    gone.insert(at);
+                }
+            }
         }
     }
-    Ok(())
+    Ok(gone)
 }
 
 /// Returns the sha256 of a file's bytes.
@@ -325,7 +430,14 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
     use rustix::fs::{Mode, OFlags};
     // A file replaced by a link or a pipe must neither lead elsewhere nor block.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty()).at("open", path)?.into())
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).at("open", path)?);
+    if !file.metadata().at("read", path)?.is_file() {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{} is no regular file any more", path.display()),
+        ));
+    }
+    Ok(file)
 }
 
 /// The file of remembered digests of one folder: entries in the order of a walk, then the sha256 of all that.
@@ -363,14 +475,20 @@ impl Memory {
         bytes.extend_from_slice(&[0; 8]);
         let mut count = 0u64;
         for scanned in found {
-            let (Some(digest), Ok(length)) = (scanned.digest, u16::try_from(scanned.path.len())) else { continue };
+            let (Some(digest), Ok(length)) = (scanned.digest, u16::try_from(scanned.path.len()))
+            else {
+                continue;
+            };
             let stamp = Stamp::of(&scanned.metadata);
-            if stamp.mtime.max(stamp.ctime) > began - RACY {
+            // The few files with attributes are read every time, so that the many need not be asked for theirs.
+            if stamp.mtime.max(stamp.ctime) > began - RACY || !scanned.xattrs.is_empty() {
                 continue;
             }
             bytes.extend_from_slice(&length.to_le_bytes());
             bytes.extend_from_slice(&scanned.path);
-            for number in [stamp.device, stamp.inode, stamp.size, stamp.mtime as u64, stamp.ctime as u64] {
+            for number in
+                [stamp.device, stamp.inode, stamp.size, stamp.mtime as u64, stamp.ctime as u64]
+            {
                 bytes.extend_from_slice(&number.to_le_bytes());
             }
             bytes.extend_from_slice(&digest);
@@ -383,7 +501,9 @@ impl Memory {
         temporary.push(format!(".{}", std::process::id()));
         let temporary = PathBuf::from(temporary);
         // Only an aid to speed: a full disk must not fail the build here.
-        if let Err(error) = fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path)) {
+        if let Err(error) =
+            fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path))
+        {
             tracing::debug!(path = %path.display(), %error, "digests are not remembered");
             if let Err(error) = fs::remove_file(&temporary) {
                 tracing::debug!(path = %temporary.display(), %error, "temporary file stays behind");
@@ -403,7 +523,8 @@ impl<'a> Iterator for MemoryIter<'a> {
         let path = rest.get(..length)?;
         let fixed = rest.get(length..length + FIXED)?;
         self.0 = &rest[length + FIXED..];
-        let number = |n: usize| u64::from_le_bytes(fixed[n * 8..n * 8 + 8].try_into().expect("eight bytes"));
+        let number =
+            |n: usize| u64::from_le_bytes(fixed[n * 8..n * 8 + 8].try_into().expect("eight bytes"));
         let stamp = Stamp {
             device: number(0),
             inode: number(1),
@@ -465,6 +586,108 @@ mod tests {
         let after = scan(context.path(), &mut Everything, &options(memory.path())).unwrap();
         assert_ne!(digest_of(&before, "a"), digest_of(&after, "a"));
         assert_eq!(digest_of(&after, "a"), <[u8; 32]>::from(Sha256::digest(b"two")));
+    }
+
+    #[test]
+    fn files_that_come_and_go_during_a_scan_do_no_harm() {
+        let context = tempfile::tempdir().unwrap();
+        fs::write(context.path().join("stays"), "here").unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let at = |name: &str| context.path().join(name);
+                while !stop.load(Ordering::Relaxed) {
+                    for n in 0..20 {
+                        fs::create_dir_all(at(&format!("d{n}"))).unwrap();
+                        fs::write(at(&format!("d{n}/f")), "x").unwrap();
+                        std::os::unix::fs::symlink("x", at(&format!("l{n}"))).unwrap();
+                    }
+                    for n in 0..20 {
+                        fs::remove_dir_all(at(&format!("d{n}"))).unwrap();
+                        fs::remove_file(at(&format!("l{n}"))).unwrap();
+                    }
+                }
+            });
+            let options = ScanOptions { ownership: Ownership::Root, memory: None };
+            let results: Vec<_> =
+                (0..200).map(|_| scan(context.path(), &mut Everything, &options)).collect();
+            stop.store(true, Ordering::Relaxed);
+            for tree in results {
+                let tree = tree.unwrap();
+                assert_eq!(digest_of(&tree, "stays"), <[u8; 32]>::from(Sha256::digest(b"here")));
+                for (path, entry) in tree.iter() {
+                    let Kind::File { content: Content::Host { digest, .. }, .. } = &entry.kind
+                    else {
+                        continue;
+                    };
+                    assert!(digest.is_some(), "{}", path.escape_ascii());
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn links_are_taken_as_they_are_and_may_lead_in_circles_or_nowhere() {
+        let context = tempfile::tempdir().unwrap();
+        for (name, target) in
+            [("a", "b"), ("b", "a"), ("self", "."), ("up", ".."), ("gone", "/no/such")]
+        {
+            std::os::unix::fs::symlink(target, context.path().join(name)).unwrap();
+        }
+        let options = ScanOptions { ownership: Ownership::Root, memory: None };
+        let tree = scan(context.path(), &mut Everything, &options).unwrap();
+        assert_eq!(tree.len(), 5);
+        assert_eq!(tree.get(b"self").unwrap().kind, Kind::Symlink { target: b".".to_vec() });
+    }
+
+    #[test]
+    fn what_is_no_regular_file_any_more_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, link) = (folder.path().join("pipe"), folder.path().join("link"));
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+        for path in [&pipe, &link, &folder.path().to_path_buf()] {
+            let error = digest_file(path, &mut [0; 16]).unwrap_err();
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_that_names_it() {
+        use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+        use std::os::unix::fs::PermissionsExt as _;
+        let context = tempfile::tempdir().unwrap();
+        let secret = context.path().join("secret");
+        fs::write(&secret, "x").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
+        // Root reads everything, so this thread gives that up.
+        let error = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let mut sets = capabilities(None).unwrap();
+                sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+                set_capabilities(None, sets).unwrap();
+                let options = ScanOptions { ownership: Ownership::Root, memory: None };
+                scan(context.path(), &mut Everything, &options).unwrap_err()
+            });
+            thread.join().unwrap()
+        });
+        assert!(error.to_string().contains(secret.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn the_deepest_folders_a_path_can_name_fit_the_stack_of_a_worker() {
+        let context = tempfile::tempdir().unwrap();
+        let room = 4000 - context.path().as_os_str().len();
+        let deep: PathBuf = std::iter::repeat_n("d", room / 2).collect();
+        fs::create_dir_all(context.path().join(&deep)).unwrap();
+        let root = context.path().to_path_buf();
+        // As much as threads for blocking work get.
+        let scanned = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
+            let options = ScanOptions { ownership: Ownership::Root, memory: None };
+            scan(&root, &mut Everything, &options).unwrap().len()
+        });
+        assert_eq!(scanned.unwrap().join().unwrap(), room / 2);
     }
 
     #[test]

@@ -69,8 +69,12 @@ impl Tree {
             }
             Kind::File { content, .. } => return append_file(header, content, buffer, tar),
             Kind::Symlink { target } => layer::EntryKind::Symlink { target: target.clone() },
-            Kind::CharDevice { major, minor } => layer::EntryKind::CharDevice { major: *major, minor: *minor },
-            Kind::BlockDevice { major, minor } => layer::EntryKind::BlockDevice { major: *major, minor: *minor },
+            Kind::CharDevice { major, minor } => {
+                layer::EntryKind::CharDevice { major: *major, minor: *minor }
+            }
+            Kind::BlockDevice { major, minor } => {
+                layer::EntryKind::BlockDevice { major: *major, minor: *minor }
+            }
             Kind::Fifo => layer::EntryKind::Fifo,
         };
         Ok(tar.append(&header, &mut io::empty()))
@@ -86,7 +90,11 @@ impl Tree {
         let mut files: Vec<(PathBuf, &Entry)> = vec![];
         let mut directories: Vec<(PathBuf, &Entry)> = vec![];
         for (path, entry) in self.iter() {
-            let host = if path.is_empty() { folder.to_path_buf() } else { folder.join(OsStr::from_bytes(&path)) };
+            let host = if path.is_empty() {
+                folder.to_path_buf()
+            } else {
+                folder.join(OsStr::from_bytes(&path))
+            };
             if let Some(inode) = entry.inode {
                 if let Some(first) = linked.get(&inode) {
                     links.push((first.clone(), host));
@@ -102,7 +110,8 @@ impl Tree {
                     }
                     if *opaque {
                         let flags = rustix::fs::XattrFlags::empty();
-                        rustix::fs::lsetxattr(&host, overlay.opaque(), b"y", flags).at("mark as opaque", &host)?;
+                        rustix::fs::lsetxattr(&host, overlay.opaque(), b"y", flags)
+                            .at("mark as opaque", &host)?;
                     }
                     directories.push((host, entry));
                 }
@@ -161,7 +170,8 @@ fn append_file<W: Write>(
 }
 
 fn write_files(files: &[(PathBuf, &Entry)]) -> Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(files.len().div_ceil(64));
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(files.len().div_ceil(64));
     let cursor = AtomicUsize::new(0);
     let work = || -> Result<()> {
         while let Some((host, entry)) = files.get(cursor.fetch_add(1, Ordering::Relaxed)) {
@@ -185,7 +195,9 @@ fn write_files(files: &[(PathBuf, &Entry)]) -> Result<()> {
 fn write_file(host: &Path, entry: &Entry) -> Result<()> {
     let mut file = File::create_new(host).at("create", host)?;
     match &entry.kind {
-        Kind::File { content: Content::Inline(bytes), .. } => file.write_all(bytes).at("write", host)?,
+        Kind::File { content: Content::Inline(bytes), .. } => {
+            file.write_all(bytes).at("write", host)?;
+        }
         Kind::File { content: Content::Host { path, .. }, .. } => {
             let mut source = open_regular(path)?;
             // Shares extents where the file system can, and copies inside the kernel otherwise.
@@ -214,7 +226,8 @@ fn node(host: &Path, kind: FileType, major: u32, minor: u32) -> Result<()> {
 
 fn finish(host: &Path, entry: &Entry) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    rustix::fs::chownat(CWD, host, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).at("set the owner of", host)?;
+    rustix::fs::chownat(CWD, host, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        .at("set the owner of", host)?;
     for (name, value) in &entry.xattrs {
         rustix::fs::lsetxattr(host, name.as_slice(), value, rustix::fs::XattrFlags::empty())
             .at("set an attribute of", host)?;
@@ -222,11 +235,15 @@ fn finish(host: &Path, entry: &Entry) -> Result<()> {
     if !matches!(entry.kind, Kind::Symlink { .. }) {
         rustix::fs::chmod(host, Mode::from_raw_mode(entry.mode)).at("set the mode of", host)?;
     }
-    rustix::fs::utimensat(CWD, host, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).at("set the time of", host)
+    rustix::fs::utimensat(CWD, host, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+        .at("set the time of", host)
 }
 
 fn times(mtime: i64) -> Timestamps {
-    let time = Timespec { tv_sec: mtime.div_euclid(1_000_000_000), tv_nsec: mtime.rem_euclid(1_000_000_000) };
+    let time = Timespec {
+        tv_sec: mtime.div_euclid(1_000_000_000),
+        tv_nsec: mtime.rem_euclid(1_000_000_000),
+    };
     Timestamps { last_access: time, last_modification: time }
 }
 
@@ -237,7 +254,10 @@ mod tests {
 
     fn file(text: &str, mode: u32) -> Entry {
         let content = Content::Inline(text.as_bytes().into());
-        Entry { kind: Kind::File { content, size: text.len() as u64 }, ..Entry::directory(mode, 1_600_000_000_000_000_000) }
+        Entry {
+            kind: Kind::File { content, size: text.len() as u64 },
+            ..Entry::directory(mode, 1_600_000_000_000_000_000)
+        }
     }
 
     #[test]
@@ -271,10 +291,19 @@ mod tests {
             tree.iter()
                 .map(|(path, entry)| {
                     let kind = match &entry.kind {
-                        Kind::File { content: Content::Host { digest, .. }, size } => format!("file {size} {digest:?}"),
+                        Kind::File { content: Content::Host { digest, .. }, size } => {
+                            format!("file {size} {digest:?}")
+                        }
                         other => format!("{other:?}"),
                     };
-                    (path, kind, entry.mode, entry.uid, entry.mtime / 1_000_000_000, entry.inode.is_some())
+                    (
+                        path,
+                        kind,
+                        entry.mode,
+                        entry.uid,
+                        entry.mtime / 1_000_000_000,
+                        entry.inode.is_some(),
+                    )
                 })
                 .collect()
         };

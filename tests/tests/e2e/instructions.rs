@@ -1,9 +1,10 @@
 //! What each instruction leaves in the files and in the configuration.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::json;
-use slipway_tests::{BASE, Sandbox, Tree};
+use slipway_tests::{BASE, Sandbox, Tree, tool};
 
 #[test]
 fn instructions_shape_the_configuration() {
@@ -30,7 +31,9 @@ CMD echo done
     ));
     sandbox
         .build(&context, ["-t", "config:1", "--label", "two words=changed", "--label", "three=3"]);
-    let config = &sandbox.inspect("config:1", None)["Config"];
+    let image = sandbox.inspect("config:1", None);
+    let config = &image["Config"];
+    assert_eq!(config["Shell"], json!(["/bin/sh", "-ec"]));
     assert_eq!(
         config["Env"],
         json!([
@@ -143,23 +146,126 @@ fn copy_and_add_place_files_with_owners_and_modes() {
 fn add_unpacks_a_local_archive() {
     let sandbox = Sandbox::new();
     let context = sandbox.context("context");
+    let source = sandbox.path("source");
+    fs::create_dir(&source).unwrap();
+    let make = "mkdir b; echo a > a; echo c > b/c; ln a hard; ln -s b soft; chmod 4750 a; chown 12:34 b; touch -d @1000000000 a b/c b";
+    tool(Command::new("sh").args(["-ec", make]).current_dir(&source));
+    let mut dockerfile = "FROM scratch\n".to_owned();
+    for (name, option) in [
+        ("plain", "--no-auto-compress"),
+        ("gzip", "--gzip"),
+        ("bzip2", "--bzip2"),
+        ("xz", "--xz"),
+        ("zstd", "--zstd"),
+    ] {
+        // Contents tell what is an archive; a name does not.
+        let archive = context.path().join(name);
+        let words = ["--numeric-owner", option, "-cf"];
+        tool(Command::new("tar").args(words).arg(archive).arg("-C").arg(&source).arg("."));
+        dockerfile.push_str(&format!("ADD {name} /{name}/\n"));
+    }
+    context.file("no.tar.gz", "no archive\n");
+    dockerfile.push_str("COPY plain /copied\nADD no.tar.gz /\n");
+    context.dockerfile(&dockerfile);
+
+    let output = sandbox.arg("out.tar");
+    sandbox.build(&context, ["-o", &format!("type=tar,dest={output}")]);
+    let tree = sandbox.path("tree");
+    fs::create_dir(&tree).unwrap();
+    tool(Command::new("tar").args(["-xpf", &output, "-C"]).arg(&tree));
+    let expected = Tree::read(&source);
+    for name in ["plain", "gzip", "bzip2", "xz", "zstd"] {
+        expected.assert_equals(&Tree::read(&tree.join(name)), name);
+    }
+    assert_eq!(fs::read_to_string(tree.join("no.tar.gz")).unwrap(), "no archive\n");
+    assert_eq!(
+        fs::read(tree.join("copied")).unwrap(),
+        fs::read(context.path().join("plain")).unwrap(),
+        "COPY unpacks nothing"
+    );
+}
+
+#[test]
+fn what_is_not_supported_yet_is_said_and_never_ignored() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.file("f", "");
+    for (step, words) in [
+        ("RUN --mount=type=cache,target=/x true", "RUN --mount"),
+        ("RUN --security=insecure true", "RUN --security"),
+        ("RUN --device=example.com/gpu true", "RUN --device"),
+        ("COPY --link f /", "COPY --link"),
+        ("COPY --parents f /x/", "COPY --parents"),
+        ("COPY --chmod=u=rwX,go=rX f /", "COPY --chmod"),
+        ("ADD http://127.0.0.1:1/f /", "ADD from a URL"),
+        ("ADD https://example.com/a/b.git /", "ADD from a git repository"),
+    ] {
+        context.dockerfile(&format!("FROM {BASE}\n# a comment\n{step}\nRUN touch /never\n"));
+        let ran = sandbox.build_fails(&context, ["-t", "x:1"]);
+        for part in ["Dockerfile:3", words, "not supported yet"] {
+            assert!(ran.error().contains(part), "{step}: {part:?} should be in {}", ran.error());
+        }
+        assert!(ran.stderr.contains(&format!(">>> {step}")), "{step}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_stage_inherits_the_configuration_of_its_base_and_may_reset_it() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.dockerfile(&format!(
+        "FROM {BASE} AS first\nENV A=1\nLABEL l=1\nUSER 7\nWORKDIR /w\nEXPOSE 1\nVOLUME /v\nCMD [\"first\"]\n\
+         ENTRYPOINT [\"entry\"]\nCMD [\"second\"]\nHEALTHCHECK CMD true || false\nSTOPSIGNAL 9\n\
+         FROM first\nENV B=2\nLABEL l=2 m=3\nEXPOSE 2/udp\nENTRYPOINT [\"other\"]\nHEALTHCHECK NONE\n"
+    ));
+    sandbox.build(&context, ["-t", "first:1", "--target", "first"]);
+    let first = sandbox.inspect("first:1", None)["Config"].clone();
+    assert_eq!((&first["Entrypoint"], &first["Cmd"]), (&json!(["entry"]), &json!(["second"])));
+    assert_eq!(first["Healthcheck"]["Test"], json!(["CMD-SHELL", "true || false"]));
+    assert_eq!(first["StopSignal"], "9");
+
+    sandbox.build(&context, ["-t", "second:1"]);
+    let second = sandbox.inspect("second:1", None)["Config"].clone();
+    for field in ["User", "WorkingDir", "Volumes", "StopSignal"] {
+        assert_eq!(second[field], first[field], "{field}");
+    }
+    let environment = second["Env"].as_array().unwrap();
+    assert!(environment.contains(&json!("A=1")) && environment.contains(&json!("B=2")), "{second}");
+    assert_eq!(second["Labels"], json!({ "l": "2", "m": "3" }));
+    assert_eq!(second["ExposedPorts"], json!({ "1/tcp": {}, "2/udp": {} }));
+    assert_eq!(second["Entrypoint"], json!(["other"]));
+    assert_eq!(second.get("Cmd").filter(|cmd| !cmd.is_null()), None, "a new ENTRYPOINT resets CMD");
+    assert_eq!(second["Healthcheck"]["Test"], json!(["NONE"]));
+}
+
+#[test]
+fn copy_replaces_files_and_merges_directories() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
     context
-        .file("src/a", "a\n")
-        .file("src/b/c", "c\n")
-        .dockerfile("FROM scratch\nADD files.tar.gz /in/\nCOPY files.tar.gz /\n");
-    slipway_tests::tool(
-        std::process::Command::new("tar")
-            .args(["-C", &format!("{}/src", context.arg()), "-czf"])
-            .arg(context.path().join("files.tar.gz"))
-            .arg("."),
-    );
-    let tree = Tree::read(&sandbox.build_tree(&context, []));
-    assert!(
-        tree.has("in/a")
-            && tree.has("in/b/c")
-            && tree.has("files.tar.gz")
-            && !tree.has("in/files.tar.gz")
-    );
+        .file("tree/kept-name", "new\n")
+        .file("tree/sub/added", "added\n")
+        .symlink("tree/now-a-link", "kept-name")
+        .file("a file with spaces", "")
+        .file("-dash", "")
+        .file("weird[1].txt", "")
+        .dockerfile(&format!(
+            "FROM {BASE} AS old\nRUN mkdir -p /d/sub /real && echo old > /d/kept-name && echo old > /d/sub/stays && echo old > /d/now-a-link \\\n\
+             && chmod 0700 /d/sub && ln -s /real /absolute && ln -s d /relative\n\
+             COPY tree/ /d/\nCOPY tree/kept-name /absolute/\nCOPY tree/kept-name /relative/through\n\
+             COPY [\"a file with spaces\", \"-dash\", \"weird[[]1].txt\", \"/odd/\"]\n"
+        ));
+    let tree = sandbox.build_tree(&context, []);
+    let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
+    assert_eq!((read("d/kept-name"), read("d/sub/stays")), ("new\n".into(), "old\n".into()));
+    assert_eq!(read("d/sub/added"), "added\n");
+    assert_eq!((read("real/kept-name"), read("d/through")), ("new\n".into(), "new\n".into()));
+    let tree = Tree::read(&tree);
+    assert_eq!(tree.entry("d/now-a-link").content, "kept-name");
+    assert_eq!((tree.entry("absolute").kind, tree.entry("relative").kind), ("link", "link"));
+    for name in ["odd/a file with spaces", "odd/-dash", "odd/weird[1].txt"] {
+        assert!(tree.has(name), "{name}");
+    }
 }
 
 #[test]
@@ -240,4 +346,20 @@ fn a_step_sees_a_proper_system_and_not_the_machine() {
         !image.has("etc/resolv.conf") || image.entry("etc/resolv.conf").content.is_empty(),
         "files of the machine stay out"
     );
+}
+
+#[test]
+fn copy_takes_a_context_as_it_is() {
+    let sandbox = Sandbox::new();
+    let context = sandbox.context("context");
+    let inside = context.path().join("all");
+    fs::create_dir(&inside).unwrap();
+    let make = "printf x > \"$(printf 'not-utf8-\\377')\"; touch \"$(printf 'new\\nline')\" ümläut; mkdir -p deep/$(seq -s/ 1 60); \
+                echo one > one; ln one two; ln -s one soft; ln -s /nowhere dangling; mkfifo fifo; truncate -s 5M sparse; \
+                chmod 4711 one; mkdir -m 1777 open; touch -d @1 one sparse; chmod 000 ümläut; setcap cap_net_raw+ep one; \
+                for i in $(seq 1 2000); do echo $i > deep/f$i; done";
+    tool(Command::new("sh").args(["-ec", make]).current_dir(&inside));
+    context.dockerfile("FROM scratch\nCOPY all /all/\n");
+    let tree = sandbox.build_tree(&context, []);
+    Tree::read(&inside).assert_equals(&Tree::read(&tree.join("all")), "the context and its copy");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use slipway_tests::{BASE, Context, Sandbox, Server, foreign_platform};
+use slipway_tests::{BASE, Context, Registry, Reply, Sandbox, Server, foreign_platform};
 
 fn endless(sandbox: &Sandbox, server: &Server) -> Context {
     let context = sandbox.context("context");
@@ -98,4 +98,30 @@ fn an_interrupted_load_leaves_a_usable_store() {
     assert_eq!(sandbox.run(["images", "-q"]).stdout, "");
     sandbox.assert_nothing_left();
     sandbox.run(["load", "-i", slipway_tests::base_archive().to_str().unwrap()]);
+}
+
+#[test]
+fn an_interrupted_pull_leaves_a_usable_store() {
+    let sandbox = Sandbox::new();
+    let registry = Registry::start();
+    registry.seed(slipway_tests::base_archive(), "base", "debian:base");
+    let slow = Server::start(Some(&registry.host()), |request| {
+        if request.path.contains("/blobs/") {
+            std::thread::sleep(Duration::from_secs(20));
+        }
+        Reply::Forward
+    });
+    let running = sandbox.slipway(["pull", &format!("{}/debian:base", slow.host())]).start();
+    let began = std::time::Instant::now();
+    while !slow.requests().iter().any(|request| request.path.contains("/blobs/")) {
+        assert!(began.elapsed() < Duration::from_secs(30), "no blob was asked for");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(Signal::INT);
+    let ran = running.wait();
+    assert_eq!(ran.status.code(), Some(130), "{}", ran.stderr);
+    assert!(ran.took < Duration::from_secs(15), "it took {:?}", ran.took);
+    sandbox.assert_nothing_left();
+    assert_eq!(sandbox.run(["images", "-q"]).stdout, "");
+    sandbox.run(["pull", &registry.image("debian:base")]);
 }

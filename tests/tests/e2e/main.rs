@@ -7,6 +7,7 @@ mod cache;
 mod concurrency;
 mod example;
 mod harness;
+mod hostile_input;
 mod instructions;
 mod interrupt;
 mod outputs;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use slipway_tests::{BASE, Context, Layout, Sandbox, Tree, tool};
+use slipway_tests::{BASE, Context, Layout, Registry, Sandbox, Tree, tool};
 
 fn small(sandbox: &Sandbox) -> Context {
     let context = sandbox.context("context");
@@ -145,8 +145,10 @@ fn equal_inputs_give_equal_bytes() {
         sandbox.slipway(arguments).env("SOURCE_DATE_EPOCH", "1600000000").succeeds();
         fs::read(archive).unwrap()
     };
-    // Two stores, so nothing is shared but the input.
-    assert!(build("one.tar") == build("two.tar"), "the same input gave two different archives");
+    // Two stores, so nothing is shared but the input; and not in the same second of the clock.
+    let one = build("one.tar");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert!(one == build("two.tar"), "the same input gave two different archives");
 }
 
 #[test]
@@ -161,6 +163,60 @@ fn what_cannot_be_written_is_named() {
     let ran = sandbox.build_fails(&context, ["-o", "type=local"]);
     assert!(ran.error().contains("dest"), "{}", ran.error());
     let ran = sandbox.build_fails(&context, ["--push"]);
-    assert!(ran.error().contains("tag"), "a push needs a name: {}", ran.error());
+    assert!(ran.error().contains("-t NAME"), "a push needs a name: {}", ran.error());
     sandbox.build(&context, ["-t", "x:1"]);
+}
+
+#[test]
+fn one_build_can_have_several_outputs() {
+    let sandbox = Sandbox::new();
+    let registry = Registry::start();
+    let context = small(&sandbox);
+    let (oci, docker) = (sandbox.arg("oci.tar"), sandbox.arg("docker.tar"));
+    let image = registry.image("several/outputs:1");
+    let metadata = sandbox.arg("metadata.json");
+    sandbox.build(
+        &context,
+        [
+            "--platform=linux/amd64,linux/arm64",
+            "--metadata-file",
+            &metadata,
+            "-o",
+            &format!("type=image,name={image},push=true"),
+            "-o",
+            &format!("type=oci,dest={oci}"),
+            "-o",
+            &format!("type=local,dest={}", sandbox.arg("files")),
+        ],
+    );
+    let metadata: Value = serde_json::from_str(&fs::read_to_string(metadata).unwrap()).unwrap();
+    let digest = metadata["containerimage.digest"].as_str().unwrap();
+    let pushed = registry.skopeo(&["inspect", "--format", "{{.Digest}}"], "several/outputs:1");
+    assert_eq!(pushed.trim(), digest);
+    let layout = Layout::unpack(Path::new(&oci));
+    assert_eq!(layout.descriptors()[0]["digest"], digest);
+    assert!(sandbox.path("files/linux_arm64/files/f").exists());
+    assert_eq!(sandbox.inspect(&image, None)["Id"], digest);
+
+    // A docker archive holds one platform.
+    let option = format!("type=docker,dest={docker}");
+    sandbox.build(&context, ["--platform=linux/arm64", "-t", "small:1", "-o", &option]);
+    let config = tool(Command::new("skopeo").args([
+        "inspect",
+        "--config",
+        &format!("docker-archive:{docker}"),
+    ]));
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["architecture"], "arm64");
+}
+
+#[test]
+fn load_keeps_the_image_beside_other_outputs() {
+    let sandbox = Sandbox::new();
+    let context = small(&sandbox);
+    let output = format!("type=oci,dest={}", sandbox.arg("image.tar"));
+    sandbox.build(&context, ["-t", "not-kept:1", "-o", &output]);
+    sandbox.fail(["inspect", "not-kept:1"]);
+    sandbox.build(&context, ["-t", "kept:1", "-o", &output, "--load"]);
+    sandbox.inspect("kept:1", None);
 }

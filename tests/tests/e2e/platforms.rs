@@ -256,3 +256,65 @@ fn a_platform_that_the_base_does_not_have_is_named() {
     assert!(ran.error().contains("linux/s390x") && ran.error().contains(BASE), "{}", ran.error());
     sandbox.build(&context, ["-t", "x:1"]);
 }
+
+/// Names, times, owners and changes that the older tar formats have no room for.
+const EXTREMES: &str = r#"
+FROM slipway.local/debian:base AS first
+RUN mkdir /e && cd /e && touch "$(printf 'not-utf8-\377')" "new$(printf '\n')line" 'ümläut' ' spaces ' \
+    && long=$(printf 'x%.0s' $(seq 1 250)) && mkdir -p $long/$long && echo deep > $long/$long/$long \
+    && ln -s $long/$long/$long/$long to-long && ln $long/$long/$long hard-long \
+    && echo old > old && touch -d '1969-12-31 12:00:00' old && touch -d '2200-01-01 00:00:00' future \
+    && echo owned > owned && chown 3000000000:4000000000 owned && mknod null c 1 3 && chmod 666 null \
+    && truncate -s 300M sparse && mkdir -p becomes-file/inner gone/deep replaced && touch gone/deep/file replaced/old \
+    && echo file > becomes-dir && echo one > linked && ln linked linked-too && chmod 000 becomes-dir \
+    && mkdir -m 3777 special && ln -s dangling becomes-real
+RUN cd /e && rm -r becomes-file && echo now a file > becomes-file && rm becomes-dir && mkdir becomes-dir && touch becomes-dir/in \
+    && rm -r gone && rm -r replaced && mkdir replaced && touch replaced/new && echo two >> linked && chmod 1755 special \
+    && rm becomes-real && mkdir becomes-real && chown 5:6 /usr/bin && touch .wh-not-quite
+"#;
+
+#[test]
+fn extremes_survive_layers_and_archives() {
+    let sandbox = Sandbox::with_base();
+    let registry = Registry::start();
+    let context = sandbox.context("context");
+    context.dockerfile(EXTREMES);
+    let image = registry.image("extremes:1");
+    sandbox.build(&context, ["-t", &image, "--push"]);
+    registry.copy_to_layout("extremes:1", &sandbox.path("pulled"), "it");
+    let rootfs = Layout::open(sandbox.path("pulled")).umoci_unpack("it", host_platform());
+    let unpacked = Tree::read(&rootfs);
+
+    let tar = sandbox.arg("out.tar");
+    sandbox.build(&context, ["-o", &format!("type=tar,dest={tar}")]);
+    unpacked.assert_equals(&Tree::read(&untar(Path::new(&tar))), "umoci and type=tar");
+    let local = Tree::read(&sandbox.build_tree(&context, []));
+    unpacked
+        .clone()
+        .without_owners()
+        .assert_equals(&local.without_owners(), "umoci and type=local");
+
+    let entry = |path: &str| unpacked.entry(path);
+    assert_eq!(entry("e/owned").owner, (3_000_000_000, 4_000_000_000));
+    assert_eq!(
+        (entry("e/old").mtime, entry("e/future").mtime),
+        (Some(-43_200), Some(7_258_118_400))
+    );
+    assert_eq!((entry("e/null").kind, entry("e/becomes-file").kind), ("character", "file"));
+    assert!(
+        unpacked.has("e/becomes-dir/in") && unpacked.has("e/ümläut") && unpacked.has("e/ spaces ")
+    );
+    assert!(
+        !unpacked.has("e/gone")
+            && !unpacked.has("e/replaced/old")
+            && unpacked.has("e/replaced/new")
+    );
+    assert_eq!(format!("{:o}", entry("e/special").mode), "1755");
+    assert_eq!(entry("usr/bin").owner, (5, 6));
+    // A change in an upper layer parts the two names, as overlay file systems do.
+    assert_eq!(std::fs::read_to_string(rootfs.join("e/linked")).unwrap(), "one\ntwo\n");
+
+    // The bytes of a sparse file are stored as any others are, and compress well.
+    let layers = sandbox.inspect(&image, None)["Size"].as_u64().unwrap();
+    assert!(layers < 20_000_000, "{layers} bytes");
+}

@@ -1,6 +1,6 @@
 //! Pull and push against a real registry.
 
-use slipway_tests::{BASE, Context, Registry, Sandbox, Server, base_archive};
+use slipway_tests::{BASE, Context, Layout, Registry, Reply, Sandbox, Server, base_archive};
 
 fn is_upload(request: &slipway_tests::Request) -> bool {
     matches!(request.method.as_str(), "POST" | "PUT" | "PATCH") && request.path.contains("/blobs/")
@@ -150,7 +150,7 @@ fn tls_and_a_password_are_used_where_the_registry_wants_them() {
         assert!(!ran.status.success());
         let error = ran.error();
         assert!(error.contains(&registry.host()) && error.contains("401"), "{error}");
-        assert!(error.contains("login"), "what to do is said: {error}");
+        assert!(error.contains("log in"), "what to do is said: {error}");
     }
 
     // The host is on the loopback interface; an authority that is named for it counts all the same.
@@ -172,7 +172,7 @@ fn only_a_registry_on_the_loopback_interface_is_spoken_to_without_tls() {
         sandbox.path("registry.yml"),
         format!(
             "version: 0.1\nlog: {{ accesslog: {{ disabled: false }} }}\n\
-             storage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: :5000 }}\n",
+             storage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp:\n  addr: 0.0.0.0:5000\n",
             sandbox.arg("data")
         ),
     )
@@ -180,16 +180,17 @@ fn only_a_registry_on_the_loopback_interface_is_spoken_to_without_tls() {
     // In a network namespace of its own the loopback interface can have an address that is not one of the loopback.
     let script = "busybox ip link set lo up && busybox ip addr add 192.0.2.1/32 dev lo || exit 90\n\
                   docker-registry serve ../registry.yml > ../registry.log 2>&1 & registry=$!\n\
-                  for i in $(seq 1 500); do busybox nc -z 127.0.0.1 5000 && break; sleep 0.02; done\n\
+                  for i in $(seq 1 500); do busybox wget -q -O /dev/null http://127.0.0.1:5000/v2/ && break; sleep 0.02; done\n\
                   \"$@\" pull 127.0.0.1:5000/near/it; echo near $? >&2\n\
                   \"$@\" pull 192.0.2.1:5000/far/it; echo far $? >&2\n\
                   kill $registry; wait $registry; exit 0";
     let none: [&str; 0] = [];
-    let ran = sandbox.slipway(none).under(["unshare", "--net", "sh", "-c", script, "sh"]).succeeds();
+    let ran =
+        sandbox.slipway(none).under(["unshare", "--net", "sh", "-c", script, "sh"]).succeeds();
     assert!(ran.stderr.contains("near 1") && ran.stderr.contains("far 1"), "{}", ran.stderr);
     let errors: Vec<_> = ran.stderr.lines().filter(|line| line.starts_with("ERROR: ")).collect();
-    assert!(errors[0].contains("not found"), "{errors:?}");
-    assert!(errors[1].contains("192.0.2.1:5000") && !errors[1].contains("not found"), "{errors:?}");
+    assert!(errors[0].to_lowercase().contains("not found"), "{errors:?}");
+    assert!(errors[1].contains("192.0.2.1:5000") && errors[1].contains("TLS"), "{errors:?}");
     let log = std::fs::read_to_string(sandbox.path("registry.log")).unwrap();
     assert!(log.contains("/v2/near/it/"), "{log}");
     assert!(!log.contains("/v2/far/it/"), "it was asked without TLS: {log}");
@@ -208,4 +209,60 @@ fn an_image_goes_from_one_registry_to_another_bit_by_bit_the_same() {
         from.skopeo(&["inspect", "--raw"], "debian:dev"),
         to.skopeo(&["inspect", "--raw"], "mirror/debian:dev")
     );
+}
+
+/// Answers none of these requests before `count` of them are there at the same time.
+fn together(
+    upstream: &Registry,
+    count: usize,
+    matches: impl Fn(&slipway_tests::Request) -> bool + Send + Sync + 'static,
+) -> Server {
+    let waiting = std::sync::Mutex::new(0);
+    let changed = std::sync::Condvar::new();
+    Server::start(Some(&upstream.host()), move |request| {
+        if !matches(request) {
+            return Reply::Forward;
+        }
+        let mut now = waiting.lock().expect("no thread panics with the lock");
+        *now += 1;
+        changed.notify_all();
+        let patience = std::time::Duration::from_secs(20);
+        let (now, _) = changed
+            .wait_timeout_while(now, patience, |now| *now < count)
+            .expect("no thread panics with the lock");
+        if *now < count { Reply::status(504, "alone") } else { Reply::Forward }
+    })
+}
+
+#[test]
+fn blobs_travel_at_the_same_time() {
+    let registry = Registry::start();
+    let sandbox = Sandbox::with_base();
+    std::fs::copy(base_archive(), sandbox.path("base.tar")).unwrap();
+    let layout = Layout::unpack(&sandbox.path("base.tar"));
+    let dev = layout
+        .descriptors()
+        .into_iter()
+        .find(|image| image["annotations"]["org.opencontainers.image.ref.name"] == "dev")
+        .unwrap();
+    let image = &layout.images(&dev)[slipway_tests::host_platform()];
+    let layers: Vec<String> = image.manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["digest"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(layers.len(), 2);
+
+    let upload = together(&registry, 2, |request| {
+        request.method == "POST" && request.path.contains("/blobs/uploads/")
+    });
+    let name = format!("{}/debian:dev", upload.host());
+    sandbox.run(["tag", slipway_tests::DEV, &name]);
+    sandbox.run(["push", &name]);
+
+    let download = together(&registry, 2, move |request| {
+        request.method == "GET" && layers.iter().any(|layer| request.path.ends_with(layer))
+    });
+    Sandbox::new().run(["pull", &format!("{}/debian:dev", download.host())]);
 }

@@ -1,7 +1,9 @@
 //! The commands that look after the store.
 
 use serde_json::Value;
-use slipway_tests::{BASE, DEV, Sandbox, foreign_platform, host_platform};
+use slipway_tests::{
+    BASE, DEV, Registry, Sandbox, Server, base_archive, foreign_platform, host_platform,
+};
 
 fn images(sandbox: &Sandbox) -> Vec<Value> {
     let printed = sandbox.run(["images", "--format", "json"]).stdout;
@@ -172,7 +174,9 @@ fn run_starts_a_command_in_an_image_of_either_platform() {
 #[test]
 fn names_that_are_none_are_refused() {
     let sandbox = Sandbox::with_base();
-    for name in ["UPPER", "host.invalid/UPPER", "a b", "x:", ":1", "a//b", "x:tag!", "", "x@sha256:1"] {
+    for name in
+        ["UPPER", "host.invalid/UPPER", "a b", "x:", ":1", "a//b", "x:tag!", "", "x@sha256:1"]
+    {
         let ran = sandbox.fail(["tag", BASE, name]);
         assert!(ran.error().contains(name), "{name:?}: {}", ran.error());
     }
@@ -209,4 +213,186 @@ fn commands_work_on_a_root_that_does_not_exist_yet() {
     let elsewhere = sandbox.arg("elsewhere/root");
     sandbox.run(["--root", &elsewhere, "images"]);
     assert!(std::path::Path::new(&elsewhere).exists(), "--root wins over the environment");
+}
+
+#[test]
+fn prune_without_all_keeps_what_the_last_build_needs() {
+    let sandbox = Sandbox::with_base();
+    let counter = Server::counter();
+    let context = sandbox.context("context");
+    context.dockerfile(&format!(
+        "FROM {BASE}\nRUN wget -q -O /dev/null http://{}/ran\n",
+        counter.host()
+    ));
+    sandbox.build(&context, ["-t", "kept:1"]);
+    sandbox.run(["prune", "--force"]);
+    sandbox.build(&context, ["-t", "kept:1"]);
+    assert_eq!(counter.count("/ran"), 1);
+    // Another process, another working directory, the same store.
+    sandbox
+        .slipway(["build", "-t", "again:1", context.arg()])
+        .current_dir(context.path())
+        .succeeds();
+    assert_eq!(counter.count("/ran"), 1);
+}
+
+#[test]
+fn prune_asks_before_it_deletes() {
+    let sandbox = Sandbox::with_base();
+    let before = walk(&sandbox.root()).len();
+    let ran = sandbox.slipway(["prune", "--all"]).stdin("n\n").ran();
+    assert_eq!(walk(&sandbox.root()).len(), before, "{}{}", ran.stdout, ran.stderr);
+}
+
+#[test]
+fn platforms_can_be_chosen_one_by_one() {
+    let sandbox = Sandbox::with_base();
+    let registry = Registry::start();
+    let (archive, image) = (sandbox.arg("one.tar"), registry.image("debian:base"));
+    sandbox.run(["save", "--platform=linux/arm64", "-o", &archive, BASE]);
+    sandbox.run(["tag", BASE, &image]);
+    sandbox.run(["push", "--platform=linux/arm64", &image]);
+    let pushed: Value =
+        serde_json::from_str(&registry.skopeo(&["inspect", "--raw"], "debian:base")).unwrap();
+    assert!(pushed["layers"].is_array(), "a manifest and no index: {pushed}");
+    let ran = sandbox.fail(["push", "--platform=linux/s390x", &image]);
+    assert!(ran.error().contains("linux/s390x"), "{}", ran.error());
+    let ran = sandbox.fail(["save", "--platform=linux/s390x", "-o", &sandbox.arg("no.tar"), BASE]);
+    assert!(ran.error().contains("linux/s390x"), "{}", ran.error());
+    assert!(!sandbox.path("no.tar").exists(), "no half of an archive is left");
+
+    let other = Sandbox::new();
+    other.run(["load", "-i", &archive]);
+    assert_eq!(other.inspect(BASE, None)["Architecture"], "arm64");
+    other.fail(["inspect", "--platform=linux/amd64", BASE]);
+
+    let third = Sandbox::new();
+    sandbox.run(["push", &image]);
+    third.run(["pull", "--all-platforms", &image]);
+    for platform in ["linux/amd64", "linux/arm64"] {
+        third.inspect(&image, Some(platform));
+    }
+}
+
+#[test]
+fn run_can_be_told_how_to_start() {
+    let sandbox = Sandbox::with_base();
+    let ran = sandbox
+        .slipway(["run", "--rm", "-e", "A=b c", "-e", "FROM_HERE", "-w", "/etc", "-u", "33:33"])
+        .env("FROM_HERE", "here");
+    let ran =
+        ran.args([BASE, "sh", "-c", "echo $A $FROM_HERE $(pwd) $(id -u):$(id -g)"]).succeeds();
+    assert_eq!(ran.stdout, "b c here /etc 33:33\n");
+    let ran = sandbox.run(["run", "--rm", "--entrypoint", "echo", BASE, "a", "-b", "--help"]);
+    assert_eq!(ran.stdout, "a -b --help\n");
+
+    // As `docker run` tells its own errors from those of the command.
+    let codes = [
+        (&["run", "--rm", "absent.invalid/image:1"][..], 125),
+        (&["run", "--rm", "--no-such-flag", BASE], 125),
+        (&["run", "--rm", BASE, "/etc/passwd"], 126),
+        (&["run", "--rm", BASE, "no-such-command"], 127),
+        (&["run", "--rm", BASE, "sh", "-c", "sh -c 'kill -9 $$'; exit $?"], 137),
+    ];
+    for (words, code) in codes {
+        sandbox.slipway(words).fails(code);
+        sandbox.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_user_without_rights_has_a_store_below_the_data_directory() {
+    let sandbox = Sandbox::new();
+    // The scratch directory is closed to other users, and so may be those above it: here is another.
+    let script = format!(
+        "mount -t tmpfs -o mode=777 none {0} && cp \"$1\" {0}/slipway && shift && cd {0} && \
+         HOME={0}/home XDG_DATA_HOME={0}/data SLIPWAY_CERTS_DIR={0}/certs DOCKER_CONFIG={0}/docker TMPDIR={0} setpriv --reuid 12345 --regid 12345 --clear-groups {0}/slipway \"$@\"; \
+         code=$?; ls {0}/data; exit $code",
+        "/mnt"
+    );
+    let ran = sandbox
+        .slipway(["images", "-q"])
+        .without("SLIPWAY_ROOT")
+        .under(["unshare", "--mount", "sh", "-c", &script, "sh"])
+        .succeeds();
+    assert_eq!(ran.stdout, "slipway\n", "{}", ran.stderr);
+}
+
+#[test]
+fn an_image_is_removed_by_its_id() {
+    let sandbox = Sandbox::with_base();
+    let id = sandbox.inspect(BASE, None)["Id"].as_str().unwrap().to_owned();
+    sandbox.run(["tag", BASE, "second:1"]);
+    let ran = sandbox.fail(["rmi", &id]);
+    assert!(ran.error().contains("-f") || ran.stderr.contains("--force"), "{}", ran.stderr);
+    sandbox.run(["rmi", "--force", &id]);
+    sandbox.fail(["inspect", "second:1"]);
+    sandbox.fail(["inspect", BASE]);
+    sandbox.inspect(DEV, None);
+    let short =
+        &sandbox.inspect(DEV, None)["Id"].as_str().unwrap()["sha256:".len()..][..12].to_owned();
+    sandbox.run(["rmi", short]);
+    assert_eq!(sandbox.run(["images", "-q"]).stdout, "");
+}
+
+/// Changes one byte in the middle of each layer that the store keeps.
+fn damage_layers(sandbox: &Sandbox) {
+    let layers = walk(&sandbox.root())
+        .into_iter()
+        .filter(|(path, size)| path.contains("blobs/sha256/") && *size > 100_000);
+    let mut damaged = 0;
+    for (path, size) in layers {
+        let mut bytes = std::fs::read(&path).expect("read a blob");
+        *bytes.get_mut(size as usize / 2).expect("the middle of a blob") ^= 0x10;
+        std::fs::remove_file(&path).expect("remove a blob");
+        std::fs::write(&path, bytes).expect("write a blob");
+        damaged += 1;
+    }
+    assert_eq!(damaged, 4, "two layers for each of two platforms");
+}
+
+#[test]
+fn a_damaged_layer_is_not_used() {
+    let sandbox = Sandbox::with_base();
+    damage_layers(&sandbox);
+    let context = sandbox.context("context");
+    context.dockerfile(&format!("FROM {BASE}\nRUN touch /x\n"));
+    let ran = sandbox.build_fails(&context, ["-t", "x:1"]);
+    assert!(ran.error().contains("damaged") && ran.error().contains("sha256:"), "{}", ran.error());
+
+    sandbox.run(["load", "-i", base_archive().to_str().unwrap()]);
+    sandbox.build(&context, ["-t", "x:1"]);
+}
+
+#[test]
+fn a_damaged_layer_is_not_pushed() {
+    let sandbox = Sandbox::with_base();
+    let registry = Registry::start();
+    damage_layers(&sandbox);
+    let image = registry.image("debian:base");
+    sandbox.run(["tag", BASE, &image]);
+    let ran = sandbox.fail(["push", &image]);
+    assert!(ran.error().contains("sha256:"), "{}", ran.error());
+}
+
+#[test]
+fn a_damaged_layer_is_not_saved() {
+    let sandbox = Sandbox::with_base();
+    damage_layers(&sandbox);
+    let archive = sandbox.arg("saved.tar");
+    let ran = sandbox.fail(["save", "-o", &archive, DEV]);
+    assert!(ran.error().contains("sha256:"), "{}", ran.error());
+    assert!(!sandbox.path("saved.tar").exists(), "no half of an archive is left");
+}
+
+#[test]
+fn a_damaged_database_is_an_error_that_names_it() {
+    let sandbox = Sandbox::with_base();
+    let database = sandbox.root().join("metadata.db");
+    let whole = std::fs::read(&database).unwrap();
+    for damaged in [whole[..whole.len() / 2].to_vec(), b"no database\n".repeat(1000)] {
+        std::fs::write(&database, damaged).unwrap();
+        let ran = sandbox.fail(["images"]);
+        assert!(ran.error().contains("metadata.db"), "{}", ran.error());
+    }
 }

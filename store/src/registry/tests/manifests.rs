@@ -117,7 +117,7 @@ async fn what_is_missing_is_told_in_the_registrys_words() {
     assert_eq!(error.kind(), RegistryErrorKind::NotFound);
     let host = server.authority();
     let expected = format!(
-        "{host}/team/app:v1: {host} answered 404: MANIFEST_UNKNOWN: not here; check the name and the tag"
+        "{host}/team/app:v1: {host} answered 404: MANIFEST_UNKNOWN: not here; not found: check the name and the tag"
     );
     assert_eq!(error.to_string(), expected);
     assert_eq!(server.lines().len(), 1);

@@ -1,0 +1,304 @@
+//! What exports write, compared as bytes and documents.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read as _, Write};
+use std::sync::{Arc, Mutex};
+
+use slipway_exporter::image::response;
+use slipway_exporter::{ExportError, ImageOptions, OutputSink, PlatformResult, assemble, files};
+use slipway_spec::media_type::Compression;
+use slipway_spec::{History, ImageConfig, Index, Manifest, MediaType, Platform};
+use slipway_store::Store;
+use slipway_store::layout::ArchiveImage;
+use slipway_store::snapshot::Snapshot;
+use slipway_store::tree::{Content, Entry, Kind, Tree};
+
+struct Room {
+    _folder: tempfile::TempDir,
+    store: Store,
+}
+
+impl Room {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        Self { _folder: folder, store }
+    }
+
+    fn result(&self, platform: &str, files: &[(&str, &str)]) -> PlatformResult {
+        let layer = |(path, text): &(&str, &str)| {
+            let content = Content::Inline(text.as_bytes().into());
+            let kind = Kind::File { content, size: text.len() as u64 };
+            let mut tree = Tree::default();
+            tree.insert(path.as_bytes(), Entry { kind, ..Entry::directory(0o640, 1_500_000_000_000_000_000) });
+            self.store.adopt_tree(tree, path).unwrap()
+        };
+        let platform: Platform = platform.parse().unwrap();
+        let entry = |text: &str, empty_layer| History { created_by: Some(text.into()), empty_layer, ..History::default() };
+        let config = ImageConfig {
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            history: vec![entry("ENV a=b", true), entry("COPY", false)],
+            ..ImageConfig::default()
+        };
+        let snapshot = Snapshot { layers: files.iter().map(layer).collect() };
+        PlatformResult { platform, snapshot, config, base_history: 0 }
+    }
+
+    fn manifest(&self, target: &slipway_spec::Descriptor) -> Manifest {
+        serde_json::from_slice(&self.store.read_blob(&target.digest, 1 << 20).unwrap()).unwrap()
+    }
+
+    fn config(&self, manifest: &Manifest) -> ImageConfig {
+        serde_json::from_slice(&self.store.read_blob(&manifest.config.digest, 1 << 20).unwrap()).unwrap()
+    }
+}
+
+fn options(attrs: &[(&str, &str)]) -> ImageOptions {
+    ImageOptions::parse(&attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()).unwrap()
+}
+
+const EPOCH: i64 = 1_000_000_000;
+
+#[tokio::test]
+async fn one_platform_gives_a_manifest() {
+    let room = Room::new();
+    let results = [room.result("linux/amd64", &[("a", "one"), ("b", "two")])];
+    let assembled = assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
+    assert_eq!(assembled.target.media_type, MediaType::OCI_MANIFEST);
+    assert_eq!(assembled.target.platform, None);
+    let manifest = room.manifest(&assembled.target);
+    assert_eq!(assembled.config.as_ref(), Some(&manifest.config));
+    assert_eq!(manifest.config.media_type, MediaType::OCI_CONFIG);
+    let types: Vec<_> = manifest.layers.iter().map(|layer| layer.media_type.as_str()).collect();
+    assert_eq!(types, ["application/vnd.oci.image.layer.v1.tar+gzip"; 2]);
+    let config = room.config(&manifest);
+    assert_eq!(config.rootfs.diff_ids.len(), 2);
+    // One layer has no entry of the frontend's.
+    let history: Vec<_> = config
+        .history
+        .iter()
+        .map(|h| (h.created_by.as_deref().unwrap(), h.empty_layer, h.comment.as_deref(), h.created.as_deref().unwrap()))
+        .collect();
+    let time = "2001-09-09T01:46:40Z";
+    assert_eq!(
+        history,
+        [
+            ("ENV a=b", true, None, time),
+            ("COPY", false, None, time),
+            ("b", false, Some("buildkit.exporter.image.v0"), time)
+        ]
+    );
+    assert_eq!(config.created.as_deref(), Some(time));
+    let response = response(&assembled, &["x:1".into(), "y:2".into()]);
+    assert_eq!(response["containerimage.digest"], assembled.target.digest.to_string());
+    assert_eq!(response["containerimage.config.digest"], manifest.config.digest.to_string());
+    assert_eq!(response["image.name"], "x:1,y:2");
+    assert_eq!(response["containerimage.descriptor"]["size"], assembled.target.size);
+}
+
+#[tokio::test]
+async fn equal_results_give_equal_bytes() {
+    let mut digests = vec![];
+    for attrs in [&[][..], &[("compression", "gzip")], &[("oci-mediatypes", "true")]] {
+        let room = Room::new();
+        let results = [room.result("linux/amd64", &[("a", "one"), ("b", "two")])];
+        let assembled = assemble(&room.store, &results, false, &options(attrs), Some(EPOCH)).await.unwrap();
+        let again = assemble(&room.store, &results, false, &options(attrs), Some(EPOCH)).await.unwrap();
+        assert_eq!(assembled, again);
+        digests.push(assembled.target.digest);
+    }
+    digests.dedup();
+    assert_eq!(digests.len(), 1);
+}
+
+#[tokio::test]
+async fn several_platforms_give_an_index() {
+    let room = Room::new();
+    let results = [room.result("linux/amd64", &[("a", "one")]), room.result("linux/arm/v7", &[("a", "two")])];
+    let attrs = [("annotation-index.k", "v"), ("annotation.m", "w")];
+    let assembled = assemble(&room.store, &results, true, &options(&attrs), Some(EPOCH)).await.unwrap();
+    assert_eq!((&assembled.target.media_type, &assembled.config), (&MediaType::OCI_INDEX, &None));
+    let bytes = room.store.read_blob(&assembled.target.digest, 1 << 20).unwrap();
+    let index: Index = serde_json::from_slice(&bytes).unwrap();
+    let platforms: Vec<_> = index.manifests.iter().map(|entry| entry.platform.as_ref().unwrap().to_string()).collect();
+    assert_eq!(platforms, ["linux/amd64", "linux/arm/v7"]);
+    assert_eq!(index.annotations, BTreeMap::from([("k".into(), "v".into())]));
+    let manifest = room.manifest(&index.manifests[1]);
+    assert_eq!(manifest.annotations, BTreeMap::from([("m".into(), "w".into())]));
+    assert_eq!(room.config(&manifest).architecture, "arm");
+    // One platform of a build for several is an index all the same.
+    let one = assemble(&room.store, &results[..1], true, &options(&[]), Some(EPOCH)).await.unwrap();
+    assert_eq!(one.target.media_type, MediaType::OCI_INDEX);
+}
+
+#[tokio::test]
+async fn media_types_and_compressions() {
+    let room = Room::new();
+    let result = |name: &str| room.result("linux/amd64", &[(name, "text")]);
+    for (name, attrs, manifest_type, layer_type) in [
+        ("a", &[("oci-mediatypes", "false")][..], MediaType::DOCKER_MANIFEST, MediaType::layer(Compression::Gzip, true)),
+        ("b", &[("compression", "zstd")], MediaType::OCI_MANIFEST, MediaType::layer(Compression::Zstd, false)),
+        (
+            "c",
+            &[("compression", "uncompressed")],
+            MediaType::OCI_MANIFEST,
+            MediaType::layer(Compression::Uncompressed, false),
+        ),
+    ] {
+        let assembled = assemble(&room.store, &[result(name)], false, &options(attrs), Some(EPOCH)).await.unwrap();
+        let manifest = room.manifest(&assembled.target);
+        assert_eq!((&assembled.target.media_type, &manifest.layers[0].media_type), (&manifest_type, &layer_type));
+        if name == "a" {
+            assert_eq!(manifest.config.media_type, MediaType::DOCKER_CONFIG);
+        }
+        if name == "c" {
+            assert_eq!(manifest.layers[0].digest, room.config(&manifest).rootfs.diff_ids[0]);
+        }
+    }
+    // A layer in another compression is used as it is, unless that is refused; its diff id stays.
+    let results = [result("d")];
+    let gzip = assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
+    let zstd = [("compression", "zstd")];
+    let kept = assemble(&room.store, &results, false, &options(&zstd), Some(EPOCH)).await.unwrap();
+    assert_eq!(kept.target.digest, gzip.target.digest);
+    let forced = [("compression", "zstd"), ("force-compression", "1")];
+    let forced = assemble(&room.store, &results, false, &options(&forced), Some(EPOCH)).await.unwrap();
+    let (kept, forced) = (room.manifest(&kept.target), room.manifest(&forced.target));
+    assert_eq!(forced.layers[0].media_type, MediaType::layer(Compression::Zstd, false));
+    assert_eq!(room.config(&kept).rootfs, room.config(&forced).rootfs);
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    written: Vec<u8>,
+    finished: Arc<Mutex<Option<Vec<u8>>>>,
+    broken: bool,
+}
+
+impl Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.written.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl OutputSink for Memory {
+    fn destination(&self) -> String {
+        "memory".into()
+    }
+
+    fn open(&mut self) -> io::Result<&mut dyn Write> {
+        Ok(self)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        *self.finished.lock().unwrap() = Some(self.written);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn folders_keep_what_is_in_them() {
+    let room = Room::new();
+    let out = tempfile::tempdir().unwrap();
+    fs::write(out.path().join("mine"), "mine").unwrap();
+    fs::write(out.path().join("a"), "before").unwrap();
+    let results = [room.result("linux/amd64", &[("a", "one"), ("b", "two")]), room.result("linux/arm64", &[("a", "three")])];
+    files::local(&room.store, &results[..1], false, out.path()).await.unwrap();
+    let read = |path: &str| fs::read_to_string(out.path().join(path)).unwrap();
+    assert_eq!((read("a"), read("b"), read("mine")), ("one".into(), "two".into(), "mine".into()));
+    files::local(&room.store, &results, true, &out.path().join("new/folder")).await.unwrap();
+    assert_eq!(read("new/folder/linux_amd64/a"), "one");
+    assert_eq!(read("new/folder/linux_arm64/a"), "three");
+    let error = files::local(&room.store, &results, false, &out.path().join("a")).await.unwrap_err();
+    assert!(matches!(error, ExportError::Output { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn tars_hold_the_files_and_appear_only_when_whole() {
+    let room = Room::new();
+    let results = [room.result("linux/amd64", &[("a", "one"), ("b", "two")])];
+    let finished = Arc::new(Mutex::new(None));
+    let sink = Box::new(Memory { finished: finished.clone(), ..Memory::default() });
+    files::tar(&room.store, &results, false, sink).await.unwrap();
+    let bytes = finished.lock().unwrap().take().unwrap();
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    let mut found = BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        found.insert(entry.path().unwrap().display().to_string(), (entry.header().mode().unwrap() & 0o7777, text));
+    }
+    assert_eq!(found["a"], (0o640, "one".into()));
+    assert_eq!(found["b"], (0o640, "two".into()));
+    let sink = Box::new(Memory { finished: finished.clone(), broken: true, ..Memory::default() });
+    let error = files::tar(&room.store, &results, false, sink).await.unwrap_err();
+    assert!(error.to_string().contains("memory"), "{error}");
+    assert_eq!(*finished.lock().unwrap(), None);
+}
+
+#[tokio::test]
+async fn archives_can_be_loaded_again() {
+    let room = Room::new();
+    let results = [room.result("linux/amd64", &[("a", "one")])];
+    let assembled = assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
+    let finished = Arc::new(Mutex::new(None));
+    let image = |target| ArchiveImage { names: vec!["docker.io/library/app:1".into()], target };
+    let sink = Box::new(Memory { finished: finished.clone(), ..Memory::default() });
+    let platform = Platform::host();
+    files::archive(&room.store, vec![image(assembled.target.clone())], &platform, sink).await.unwrap();
+    let bytes = finished.lock().unwrap().take().unwrap();
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    let names: Vec<String> =
+        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
+    assert!(names.contains(&"oci-layout".into()) && names.contains(&"index.json".into()), "{names:?}");
+    assert!(names.contains(&format!("blobs/sha256/{}", assembled.target.digest.hex())), "{names:?}");
+    let mut lost = assembled.target;
+    lost.digest = slipway_spec::Digest::of(b"nothing");
+    let sink = Box::new(Memory { finished: finished.clone(), ..Memory::default() });
+    assert!(files::archive(&room.store, vec![image(lost)], &platform, sink).await.is_err());
+    assert_eq!(*finished.lock().unwrap(), None);
+}
+
+#[test]
+fn options_that_contradict_each_other() {
+    let parse = |attrs: &[(&str, &str)]| {
+        let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        ImageOptions::parse(&attrs).map(drop).map_err(|error| error.to_string())
+    };
+    for (attrs, expected) in [
+        (&[("push", "yes")][..], "output option push: \"yes\" is neither true nor false"),
+        (&[("compression", "estargz")], "output option compression=estargz: this compression is not supported yet"),
+        (&[("compression", "xz")], "output option compression=xz: expected uncompressed, gzip or zstd"),
+        (&[("compression-level", "high")], "output option compression-level=high: expected a number"),
+        (
+            &[("compression", "zstd"), ("compression-level", "23")],
+            "output option compression-level=23: zstd takes 0 to 22",
+        ),
+        (&[("compression-level", "-1")], "output option compression-level=-1: gzip takes 0 to 9"),
+        (&[("push-by-digest", "1")], "an image without a name cannot be pushed: name it with --tag"),
+        (&[("push-by-digest", "1"), ("name", "a:1")], "push-by-digest cannot be combined with a tag"),
+        (&[("oci-mediatypes", "0"), ("annotation.a", "b")], "annotations need oci-mediatypes=true"),
+        (&[("oci-mediatypes", "0"), ("annotation-index.a", "b")], "annotations need oci-mediatypes=true"),
+        (&[("colour", "blue")], "output option colour=blue: this option is not supported yet"),
+    ] {
+        assert_eq!(parse(attrs), Err(expected.into()), "{attrs:?}");
+    }
+    for good in [
+        &[("name", "a:1,,b"), ("push", "T")][..],
+        &[("push-by-digest", ""), ("name", "a")],
+        &[("store", "true"), ("unpack", "false"), ("tar", "1"), ("buildinfo-attrs", "x")],
+        &[("compression-level", "0")],
+    ] {
+        assert_eq!(parse(good), Ok(()), "{good:?}");
+    }
+}

@@ -1,0 +1,172 @@
+//! What the collector takes and what it leaves.
+
+use std::fs;
+
+use slipway_spec::{Digest, MediaType};
+use slipway_store::ErrorKind;
+use slipway_store::gc::{PruneOptions, Pruned};
+use slipway_store::image::ANNOTATION_NAME;
+use slipway_store::result::{ResultKey, StepResult};
+use slipway_store::snapshot::{BlobOptions, Snapshot};
+
+use crate::harness;
+
+const ALL: PruneOptions = PruneOptions { all: true, older_than: None };
+const SOME: PruneOptions = PruneOptions { all: false, older_than: None };
+
+#[test]
+fn images_and_what_they_need_stay() {
+    let (_folder, store) = harness::store();
+    let (layer, target) = harness::image(&store, "docker.io/library/a:latest", &[("f", "text")]);
+    let platform = store.platforms(&target).unwrap().remove(0);
+    for options in [SOME, ALL] {
+        store.prune(&options).unwrap();
+        let closure = store.closure(&target).unwrap();
+        assert!(closure.missing.is_empty());
+        assert_eq!((closure.blobs.len(), closure.documents.len()), (2, 1));
+        assert_eq!(store.platforms(&target).unwrap()[0].manifest, platform.manifest);
+    }
+    // Its folder went, as it can be unpacked again.
+    assert!(!store.layer_folder(layer).exists());
+    assert_eq!(fs::read(store.ensure_folder(layer, &[]).unwrap().join("f")).unwrap(), b"text");
+    assert_eq!(store.prune(&SOME).unwrap(), Pruned::default());
+
+    store.remove_images(&["docker.io/library/a:latest".into()]).unwrap();
+    let pruned = store.prune(&ALL).unwrap();
+    assert_eq!((pruned.blobs, pruned.layers), (3, 1));
+    assert_eq!(store.ensure_folder(layer, &[]).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(store.usage().unwrap(), slipway_store::gc::Usage::default());
+}
+
+#[test]
+fn the_only_copy_of_an_image_layer_stays() {
+    let (_folder, store) = harness::store();
+    let (layer, target) = harness::image(&store, "docker.io/library/a:latest", &[("f", "text")]);
+    let blob = store.platforms(&target).unwrap().remove(0).manifest.layers.remove(0);
+    fs::remove_file(store.blob_path(&blob.digest)).unwrap();
+    harness::database(&store)
+        .execute("DELETE FROM blob WHERE digest = ?1", [blob.digest.to_string()])
+        .unwrap();
+    store.prune(&ALL).unwrap();
+    assert!(store.layer_folder(layer).exists());
+}
+
+#[test]
+fn layers_behind_results_stay_until_all_is_pruned() {
+    let (_folder, store) = harness::store();
+    let (kept, orphan) =
+        (harness::layer(&store, &[("f", "kept")]), harness::layer(&store, &[("f", "orphan")]));
+    let blob = store.ensure_blob(kept, &[], &BlobOptions::default()).unwrap();
+    let (key, alias) = (ResultKey([1; 32]), ResultKey([2; 32]));
+    let result = StepResult { snapshot: Snapshot { layers: vec![kept] }, created: 7 };
+    store.remember(&key, &result, "a step").unwrap();
+    store.remember_alias(&alias, &key).unwrap();
+
+    let pruned = store.prune(&SOME).unwrap();
+    assert_eq!((pruned.results, pruned.layers, pruned.blobs), (0, 1, 0));
+    assert!(!store.obtainable(orphan).unwrap());
+    assert_eq!(store.result(&store.alias(&alias).unwrap().unwrap()).unwrap(), Some(result));
+    assert!(store.obtainable(kept).unwrap());
+    assert!(store.has_blob(&blob.descriptor.digest).unwrap());
+
+    let pruned = store.prune(&ALL).unwrap();
+    assert_eq!((pruned.results, pruned.layers, pruned.blobs), (1, 1, 1));
+    assert!(pruned.bytes > blob.descriptor.size);
+    assert_eq!((store.result(&key).unwrap(), store.alias(&alias).unwrap()), (None, None));
+    assert!(!store.obtainable(kept).unwrap());
+}
+
+#[test]
+fn young_things_stay_when_only_old_ones_may_go() {
+    let (_folder, store) = harness::store();
+    let hour = 3_600_000_000_000;
+    let (old, young) = (
+        store.put(MediaType::OCI_CONFIG, b"old").unwrap(),
+        store.put(MediaType::OCI_CONFIG, b"young").unwrap(),
+    );
+    let set = |used: i64| {
+        let statement = "UPDATE blob SET used = used - ?1 WHERE digest = ?2";
+        harness::database(&store).execute(statement, (used, old.digest.to_string())).unwrap();
+    };
+    set(2 * hour);
+    let pruned = store.prune(&PruneOptions { all: true, older_than: Some(hour) }).unwrap();
+    assert_eq!(pruned.blobs, 1);
+    assert!(!store.has_blob(&old.digest).unwrap());
+    assert!(store.has_blob(&young.digest).unwrap());
+}
+
+#[test]
+fn another_handle_that_is_open_protects_what_was_used_since_it_was_opened() {
+    let (folder, store) = harness::store();
+    let before = store.put(MediaType::OCI_CONFIG, b"before").unwrap();
+    let other = slipway_store::Store::open(&folder.path().join("root")).unwrap();
+    let since = other.put(MediaType::OCI_CONFIG, b"since").unwrap();
+    let (found, folder) = (
+        other.put(MediaType::OCI_CONFIG, b"before").unwrap(),
+        harness::layer(&other, &[("f", "")]),
+    );
+    assert_eq!(found, before);
+    store.prune(&ALL).unwrap();
+    assert!(store.has_blob(&before.digest).unwrap() && store.has_blob(&since.digest).unwrap());
+    assert!(store.obtainable(folder).unwrap());
+    drop(other);
+    assert_eq!(store.prune(&ALL).unwrap().blobs, 2);
+}
+
+#[test]
+fn what_a_crash_left_between_file_and_row_goes_and_nothing_else() {
+    let (_folder, store) = harness::store();
+    let (layer, target) = harness::image(&store, "docker.io/library/a:latest", &[("f", "text")]);
+    let litter = store.blob_path(&Digest::of(b"litter"));
+    fs::write(&litter, "litter").unwrap();
+    let sha512 = store.content_folder().join("blobs/sha512").join("a".repeat(128));
+    fs::create_dir_all(sha512.parent().unwrap()).unwrap();
+    fs::write(&sha512, "litter").unwrap();
+    let readme = store.content_folder().join("blobs/sha256/README");
+    fs::write(&readme, "somebody's own").unwrap();
+    let folder = store.root().join("layers/4711");
+    fs::create_dir_all(folder.join("fs/deep")).unwrap();
+    fs::write(store.content_folder().join("index.json"), "garbage").unwrap();
+
+    let pruned = store.prune(&SOME).unwrap();
+    assert!(pruned.bytes >= 12);
+    assert!(!litter.exists() && !sha512.exists() && !folder.exists());
+    assert!(readme.exists() && store.layer_folder(layer).exists());
+    let index: slipway_spec::Index =
+        serde_json::from_slice(&fs::read(store.content_folder().join("index.json")).unwrap())
+            .unwrap();
+    assert_eq!(index.manifests.len(), 1);
+    assert_eq!(index.manifests[0].digest, target.digest);
+    assert_eq!(index.manifests[0].annotations[ANNOTATION_NAME], "docker.io/library/a:latest");
+}
+
+#[test]
+fn blobs_that_are_shared_go_with_their_last_image() {
+    let (_folder, store) = harness::store();
+    let (_, target) = harness::image(&store, "docker.io/library/a:latest", &[("f", "text")]);
+    store.name_image(&["docker.io/library/b:latest".into()], &target).unwrap();
+    store.remove_images(&["docker.io/library/a:latest".into()]).unwrap();
+    store.prune(&ALL).unwrap();
+    assert!(store.closure(&target).unwrap().missing.is_empty());
+    store.remove_images(&["docker.io/library/b:latest".into()]).unwrap();
+    assert_eq!(store.prune(&ALL).unwrap().blobs, 3);
+}
+
+#[test]
+fn removing_an_unknown_name_changes_nothing() {
+    let (_folder, store) = harness::store();
+    harness::image(&store, "docker.io/library/a:latest", &[("f", "text")]);
+    let names = ["docker.io/library/a:latest".to_owned(), "docker.io/library/b:latest".to_owned()];
+    assert_eq!(store.remove_images(&names).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(store.images().unwrap().len(), 1);
+    let index = fs::read_to_string(store.content_folder().join("index.json")).unwrap();
+    assert!(index.contains("docker.io/library/a:latest"));
+}
+
+#[test]
+fn layers_that_only_this_process_knows_stay() {
+    let (_folder, store) = harness::store();
+    let layer = store.adopt_tree(slipway_store::tree::Tree::default(), "a copy").unwrap();
+    store.prune(&ALL).unwrap();
+    store.ensure_folder(layer, &[]).unwrap();
+}
