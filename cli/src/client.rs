@@ -28,7 +28,8 @@ pub(crate) fn open_engine(context: &Context) -> Result<Engine, Failure> {
 }
 
 fn credentials(folder: Option<&Path>) -> Result<Arc<dyn Credentials>, Failure> {
-    let Some(path) = folder.map(|folder| folder.join("config.json")).filter(|path| path.exists()) else {
+    let Some(path) = folder.map(|folder| folder.join("config.json")).filter(|path| path.exists())
+    else {
         return Ok(Arc::new(Anonymous));
     };
     Ok(Arc::new(DockerConfig::load(&path).map_err(|error| Failure::of(&error))?))

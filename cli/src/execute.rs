@@ -23,7 +23,9 @@ use slipway_spec::{Descriptor, Digest, ImageReference, Platform};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::build::{BuildArgs, ProgressMode};
-use crate::args::image::{ImagesArgs, InspectArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs};
+use crate::args::image::{
+    ImagesArgs, InspectArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
+};
 use crate::args::run::{PullPolicy, RunArgs, RunNetwork};
 use crate::args::store::{DuArgs, PruneArgs};
 use crate::args::value::join_platforms;
@@ -91,7 +93,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 /// Runs work that shows progress, and ends the display before anything else is printed.
-fn with_display<T>(display: Display, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+fn with_display<T>(
+    display: Display,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     let outcome = block_on(work);
     display.finish(if outcome.is_ok() { Ended::Success } else { Ended::Failure });
     outcome
@@ -108,7 +113,8 @@ fn build(args: &BuildArgs, context: &Context) -> Result<(), Failure> {
     let engine = open_engine(context)?;
     let display = context.display(plan.progress, "Building");
     let sink = display.sink();
-    let result = with_display(display, async { engine.build(request, sink).await.map_err(build_failure) })?;
+    let result =
+        with_display(display, async { engine.build(request, sink).await.map_err(build_failure) })?;
     let metadata = BuildMetadata {
         descriptor: result.image,
         config_digest: result.config.map(|config| config.digest),
@@ -121,16 +127,22 @@ fn build_failure(error: BuildError) -> Failure {
     let mut failure = match error.diagnostics().as_slice() {
         [] => Failure::new(error.to_string()),
         diagnostics => {
-            let messages: Vec<String> = diagnostics.iter().map(|diagnostic| diagnostic.to_string()).collect();
+            let messages: Vec<String> =
+                diagnostics.iter().map(|diagnostic| diagnostic.to_string()).collect();
             let mut failure = Failure::new(format!("failed to solve: {}", messages.join("\n")));
             for hint in diagnostics.iter().filter_map(|diagnostic| diagnostic.hint.as_ref()) {
                 failure = failure.hint(hint.clone());
             }
-            failure.with_excerpt(diagnostics.iter().map(|diagnostic| diagnostic.excerpt()).collect())
+            failure
+                .with_excerpt(diagnostics.iter().map(|diagnostic| diagnostic.excerpt()).collect())
         }
     };
     if let Some(excerpt) = error.excerpt() {
-        failure = failure.with_excerpt(source_excerpt(&excerpt.file, &excerpt.text, excerpt.first..=excerpt.last));
+        failure = failure.with_excerpt(source_excerpt(
+            &excerpt.file,
+            &excerpt.text,
+            excerpt.first..=excerpt.last,
+        ));
     }
     failure
 }
@@ -173,23 +185,30 @@ fn request(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure>
         }
     }
     let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|error| Failure::new(format!("cannot use {}: {error}", path.display())))
+        std::path::absolute(path)
+            .map_err(|error| Failure::new(format!("cannot use {}: {error}", path.display())))
     };
     request.folders.insert("context".into(), absolute(&plan.context)?);
     match &plan.dockerfile {
         DockerfilePlace::Path(path) => {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
             request.folders.insert("dockerfile".into(), absolute(folder)?);
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             request.attrs.insert("filename".into(), name);
         }
         DockerfilePlace::Stdin => {
             let mut text = vec![];
-            std::io::stdin()
-                .take(MAX_DOCKERFILE)
-                .read_to_end(&mut text)
-                .map_err(|error| Failure::new(format!("cannot read the Dockerfile from standard input: {error}")))?;
-            request.files.entry("dockerfile".into()).or_default().insert("Dockerfile".into(), text.into());
+            std::io::stdin().take(MAX_DOCKERFILE).read_to_end(&mut text).map_err(|error| {
+                Failure::new(format!("cannot read the Dockerfile from standard input: {error}"))
+            })?;
+            request
+                .files
+                .entry("dockerfile".into())
+                .or_default()
+                .insert("Dockerfile".into(), text.into());
         }
     }
     for output in &plan.outputs {
@@ -220,7 +239,9 @@ fn export(output: &OutputSpec, context: &Context) -> Result<Option<Export>, Fail
             };
             Export::Local { folder: folder.clone(), split: split(output)? }
         }
-        OutputKind::Tar => Export::Tar { split: split(output)?, sink: sink(output.dest.as_ref(), context)? },
+        OutputKind::Tar => {
+            Export::Tar { split: split(output)?, sink: sink(output.dest.as_ref(), context)? }
+        }
     }))
 }
 
@@ -254,7 +275,10 @@ fn sink(
 }
 
 fn time(nanos: i64) -> Option<SystemTime> {
-    u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(|nanos| UNIX_EPOCH + Duration::from_nanos(nanos))
+    u64::try_from(nanos)
+        .ok()
+        .filter(|nanos| *nanos > 0)
+        .map(|nanos| UNIX_EPOCH + Duration::from_nanos(nanos))
 }
 
 fn platform_rows(summary: &ImageSummary) -> Vec<PlatformRow> {
@@ -341,8 +365,12 @@ fn pull(args: &PullArgs, context: &Context) -> Result<(), Failure> {
     let display = context.display(quiet(args.quiet), "Pulling");
     let transfer = Transfer::start(display.sink(), &format!("pulling {}", args.name));
     let target = with_display(display, async {
-        let report = |descriptor: &Descriptor, current, outcome| transfer.report(descriptor, current, outcome);
-        let pulled = transfer::pull(engine.store(), engine.registry(), &args.name, &platforms, &report).await;
+        let report = |descriptor: &Descriptor, current, outcome| {
+            transfer.report(descriptor, current, outcome);
+        };
+        let pulled =
+            transfer::pull(engine.store(), engine.registry(), &args.name, &platforms, &report)
+                .await;
         transfer.end(pulled)
     })?;
     let is_new = before.is_none_or(|before| before.target.digest != target.digest);
@@ -355,11 +383,20 @@ fn find(engine: &Engine, name: &str) -> Result<Image, Failure> {
 }
 
 /// Narrows an image down to one platform.
-fn narrow(engine: &Engine, target: &Descriptor, platform: Option<&Platform>) -> Result<Descriptor, Failure> {
+fn narrow(
+    engine: &Engine,
+    target: &Descriptor,
+    platform: Option<&Platform>,
+) -> Result<Descriptor, Failure> {
     let Some(platform) = platform else { return Ok(target.clone()) };
     let chosen = engine.store().select(target, platform).map_err(failure)?;
-    let chosen = chosen.ok_or_else(|| Failure::new(format!("the image has nothing for {platform} here")))?;
-    Ok(Descriptor::new(chosen.descriptor.media_type, chosen.descriptor.digest, chosen.descriptor.size))
+    let chosen =
+        chosen.ok_or_else(|| Failure::new(format!("the image has nothing for {platform} here")))?;
+    Ok(Descriptor::new(
+        chosen.descriptor.media_type,
+        chosen.descriptor.digest,
+        chosen.descriptor.size,
+    ))
 }
 
 fn push(args: &PushArgs, context: &Context) -> Result<(), Failure> {
@@ -369,8 +406,12 @@ fn push(args: &PushArgs, context: &Context) -> Result<(), Failure> {
     let display = context.display(quiet(args.quiet), "Pushing");
     let transfer = Transfer::start(display.sink(), &format!("pushing {}", args.name));
     with_display(display, async {
-        let report = |descriptor: &Descriptor, current, outcome| transfer.report(descriptor, current, outcome);
-        transfer.end(transfer::push(engine.store(), engine.registry(), &args.name, &target, &report).await)
+        let report = |descriptor: &Descriptor, current, outcome| {
+            transfer.report(descriptor, current, outcome);
+        };
+        transfer.end(
+            transfer::push(engine.store(), engine.registry(), &args.name, &target, &report).await,
+        )
     })?;
     command::push::report(args, &target, context);
     Ok(())
@@ -383,15 +424,24 @@ fn save(args: &SaveArgs, context: &Context) -> Result<(), Failure> {
     let platform = match platforms.as_slice() {
         [] => None,
         [platform] => Some(platform),
-        _ => return Err(Failure::new("not supported yet: save with several platforms; leave --platform out for all")),
+        _ => {
+            return Err(Failure::new(
+                "not supported yet: save with several platforms; leave --platform out for all",
+            ));
+        }
     };
     let mut images: Vec<ArchiveImage> = vec![];
     for name in &args.names {
         let image = find(&engine, name)?;
         let target = narrow(&engine, &image.target, platform)?;
         // What was asked for by digest or id has no name to be saved under.
-        let named = name.parse::<ImageReference>().is_ok_and(|reference| reference.digest().is_none());
-        let names = if named && image.name.parse::<ImageReference>().is_ok() { vec![image.name] } else { vec![] };
+        let named =
+            name.parse::<ImageReference>().is_ok_and(|reference| reference.digest().is_none());
+        let names = if named && image.name.parse::<ImageReference>().is_ok() {
+            vec![image.name]
+        } else {
+            vec![]
+        };
         match images.iter_mut().find(|image| image.target.digest == target.digest) {
             Some(same) => same.names.extend(names),
             None => images.push(ArchiveImage { names, target }),
@@ -399,7 +449,9 @@ fn save(args: &SaveArgs, context: &Context) -> Result<(), Failure> {
     }
     let sink = sink(Some(&destination), context)?;
     block_on(async {
-        slipway_engine::exporter::files::archive(engine.store(), images, &Platform::host(), sink).await.map_err(failure)
+        slipway_engine::exporter::files::archive(engine.store(), images, &Platform::host(), sink)
+            .await
+            .map_err(failure)
     })
 }
 
@@ -407,14 +459,18 @@ fn load(args: &LoadArgs, context: &Context) -> Result<(), Failure> {
     if !args.platforms.is_empty() {
         return Err(Failure::new("not supported yet: load --platform"));
     }
-    let (archive, name): (Box<dyn Read + Send>, String) = match command::load::source(args, context)? {
-        command::load::LoadSource::Path(path) => {
-            let file = File::open(&path)
-                .map_err(|error| Failure::new(format!("cannot open {}: {error}", path.display())))?;
-            (Box::new(file), path.display().to_string())
-        }
-        command::load::LoadSource::Stdin => (Box::new(std::io::stdin()), "standard input".into()),
-    };
+    let (archive, name): (Box<dyn Read + Send>, String) =
+        match command::load::source(args, context)? {
+            command::load::LoadSource::Path(path) => {
+                let file = File::open(&path).map_err(|error| {
+                    Failure::new(format!("cannot open {}: {error}", path.display()))
+                })?;
+                (Box::new(file), path.display().to_string())
+            }
+            command::load::LoadSource::Stdin => {
+                (Box::new(std::io::stdin()), "standard input".into())
+            }
+        };
     let engine = open_engine(context)?;
     let store = engine.store().clone();
     let loaded = block_on(async move {
@@ -453,16 +509,25 @@ fn rmi(args: &RmiArgs, context: &Context) -> Result<(), Failure> {
             Err(error) => return Err(failure(error)),
         };
         // A name removes itself, an id the image with all its names.
-        let is_name = name.parse::<ImageReference>().is_ok_and(|reference| reference.to_string() == image.name);
+        let is_name = name
+            .parse::<ImageReference>()
+            .is_ok_and(|reference| reference.to_string() == image.name);
         let doomed: Vec<String> = if is_name {
             vec![image.name]
         } else {
             let all = store.images().map_err(failure)?;
-            all.into_iter().filter(|other| other.target.digest == image.target.digest).map(|other| other.name).collect()
+            all.into_iter()
+                .filter(|other| other.target.digest == image.target.digest)
+                .map(|other| other.name)
+                .collect()
         };
         if doomed.len() > 1 && !args.force {
-            return Err(Failure::new(format!("image {name} has {} names: {}", doomed.len(), doomed.join(", ")))
-                .hint("remove them one by one, or all with --force"));
+            return Err(Failure::new(format!(
+                "image {name} has {} names: {}",
+                doomed.len(),
+                doomed.join(", ")
+            ))
+            .hint("remove them one by one, or all with --force"));
         }
         for name in doomed {
             if !names.contains(&name) {
@@ -491,7 +556,8 @@ fn inspect(args: &InspectArgs, context: &Context) -> Result<(), Failure> {
     for name in &args.names {
         let image = find(&engine, name)?;
         let target = image.target.clone();
-        let summary = inventory::summarize(store, image, args.platform.as_ref()).map_err(failure)?;
+        let summary =
+            inventory::summarize(store, image, args.platform.as_ref()).map_err(failure)?;
         let platforms = platform_rows(&summary);
         let Some(config) = summary.config else {
             return Err(Failure::new(match &args.platform {
@@ -541,7 +607,9 @@ fn run(args: &RunArgs, context: &Context) -> Result<u8, Failure> {
         network: plan.network == RunNetwork::Host,
         tty: plan.tty,
     };
-    let broken = |error: std::io::Error| refuse(Failure::new(format!("cannot prepare the terminal: {error}")));
+    let broken = |error: std::io::Error| {
+        refuse(Failure::new(format!("cannot prepare the terminal: {error}")))
+    };
     let terminal = plan.tty.then(Terminal::open).transpose().map_err(broken)?;
     let stdio = match &terminal {
         Some(terminal) => {
@@ -605,8 +673,10 @@ fn stdio(interactive: bool) -> Result<Stdio, Failure> {
     if interactive {
         return Ok(Stdio::Inherit);
     }
-    let failed = |error: std::io::Error| Failure::new(format!("cannot prepare standard streams: {error}"));
-    let duplicate = |descriptor: std::os::fd::BorrowedFd<'_>| descriptor.try_clone_to_owned().map_err(failed);
+    let failed =
+        |error: std::io::Error| Failure::new(format!("cannot prepare standard streams: {error}"));
+    let duplicate =
+        |descriptor: std::os::fd::BorrowedFd<'_>| descriptor.try_clone_to_owned().map_err(failed);
     Ok(Stdio::Files {
         stdin: File::open("/dev/null").map_err(failed)?.into(),
         stdout: duplicate(rustix::stdio::stdout())?,

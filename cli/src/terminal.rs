@@ -30,7 +30,8 @@ impl Terminal {
         grantpt(&master)?;
         unlockpt(&master)?;
         let name = ptsname(&master, vec![])?;
-        let slave = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+        let slave =
+            rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
         let terminal = Self { master, slave };
         copy_size(&terminal.master);
         Ok(terminal)
@@ -72,7 +73,11 @@ impl Terminal {
             loop {
                 match from.read(&mut buffer) {
                     // The kernel's way to say that nobody holds the other side any more.
-                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => return Ok(()),
+                    Err(error)
+                        if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
+                    {
+                        return Ok(());
+                    }
                     Ok(0) => return Ok(()),
                     Ok(read) => out.write_all(&buffer[..read])?,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -138,6 +143,7 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         // There is nobody left to tell.
-        let _restored = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.0);
+        let _restored =
+            rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.0);
     }
 }

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use slipway_frontend::{Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, ResolveMode, ResolvedImage};
+use slipway_frontend::{
+    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, ResolveMode, ResolvedImage,
+};
 use slipway_solver::graph::Edge;
 use slipway_solver::source::image::{Lookup, is_missing};
 use slipway_solver::{Cause, Job, SolveError};
@@ -23,11 +25,14 @@ pub(crate) struct JobBridge {
     job: Job,
     progress: Arc<dyn ProgressSink>,
     edges: Mutex<Vec<Edge>>,
-    images: Mutex<HashMap<(String, Platform), Arc<OnceCell<Answer>>>>,
+    images: Mutex<HashMap<(String, Platform), Question>>,
 }
 
 /// What was found out about an image, or why nothing was.
 type Answer = Result<ResolvedImage, (BridgeErrorKind, String)>;
+
+/// A question that whoever asks first has answered for all.
+type Question = Arc<OnceCell<Answer>>;
 
 /// Says that a question was given up, unless it was answered.
 struct Asked<'a> {
@@ -53,7 +58,8 @@ impl JobBridge {
         let name: Arc<str> = format!("[internal] load metadata for {image}").into();
         let vertex = Digest::of(format!("{name} {platform}").as_bytes());
         self.progress.send(ProgressEvent::Started { vertex: vertex.clone(), name });
-        let mut asked = Asked { progress: &*self.progress, vertex: vertex.clone(), answered: false };
+        let mut asked =
+            Asked { progress: &*self.progress, vertex: vertex.clone(), answered: false };
         let found = self.job.worker().images.resolve(image, platform, lookup).await;
         asked.answered = true;
         self.progress.send(match &found {
@@ -74,7 +80,10 @@ fn to_bridge_error(error: SolveError) -> BridgeError {
     let kind = match &*error.cause {
         _ if is_missing(&error) => BridgeErrorKind::NotFound,
         Cause::Registry(registry)
-            if matches!(registry.kind(), RegistryErrorKind::Unauthorized | RegistryErrorKind::Denied) =>
+            if matches!(
+                registry.kind(),
+                RegistryErrorKind::Unauthorized | RegistryErrorKind::Denied
+            ) =>
         {
             BridgeErrorKind::Unauthorized
         }
@@ -93,7 +102,13 @@ impl Bridge for JobBridge {
     ) -> Result<ResolvedImage, BridgeError> {
         let key = (image.to_string(), platform.clone());
         // Stages that ask for the same image at once ask the registry once; different images are asked for at once.
-        let answer = self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        let answer = self
+            .images
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(key)
+            .or_default()
+            .clone();
         let lookup = match mode {
             ResolveMode::Default => Lookup::StoreFirst,
             ResolveMode::Pull => Lookup::Registry,
@@ -115,7 +130,8 @@ impl Bridge for JobBridge {
             let edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
             usize::try_from(from.0).ok().and_then(|at| edges.get(at).cloned())
         };
-        let edge = edge.ok_or_else(|| BridgeError::new(BridgeErrorKind::NotFound, "no such result"))?;
+        let edge =
+            edge.ok_or_else(|| BridgeError::new(BridgeErrorKind::NotFound, "no such result"))?;
         self.job.read_file(&edge, path, MAX_FILE).await.map_err(to_bridge_error)
     }
 

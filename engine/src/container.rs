@@ -68,7 +68,8 @@ impl Engine {
     ) -> Result<i32, RunError> {
         let client = Arc::new(LocalFolders::new(Default::default(), None));
         let job = Job::new(self.worker.clone(), client, progress);
-        let (image, snapshot) = job.image_snapshot(&request.image, &request.platform, request.lookup).await?;
+        let (image, snapshot) =
+            job.image_snapshot(&request.image, &request.platform, request.lookup).await?;
         job.provide(&snapshot).await?;
         let config = image.parsed.config.clone();
         let mut args = match &request.entrypoint {
@@ -84,7 +85,8 @@ impl Engine {
             return Err(RunError::NoCommand(request.image));
         }
         let store = self.store().clone();
-        let scratch = blocking::run(move || slipway_solver::scratch(&store, &snapshot.layers)).await?;
+        let scratch =
+            blocking::run(move || slipway_solver::scratch(&store, &snapshot.layers)).await?;
         let spec = ExecSpec {
             lower: scratch.lower.clone(),
             stub: self.store().stub_folder(),

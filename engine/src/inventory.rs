@@ -71,7 +71,12 @@ pub fn summarize(store: &Store, image: Image, wanted: Option<&Platform>) -> Resu
                 && !platforms.iter().any(|known| known.digest == entry.digest)
             {
                 let digest = entry.digest.clone();
-                platforms.push(PlatformSummary { platform: platform.clone(), digest, size_bytes: 0, present: false });
+                platforms.push(PlatformSummary {
+                    platform: platform.clone(),
+                    digest,
+                    size_bytes: 0,
+                    present: false,
+                });
             }
         }
     }
@@ -86,6 +91,7 @@ pub fn summarize(store: &Store, image: Image, wanted: Option<&Platform>) -> Resu
         }
         _ => None,
     };
-    let created = config.as_ref().and_then(|config| config.created.as_deref()).and_then(timestamp::parse);
+    let created =
+        config.as_ref().and_then(|config| config.created.as_deref()).and_then(timestamp::parse);
     Ok(ImageSummary { image, created, size_bytes, platforms, config })
 }

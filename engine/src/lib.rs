@@ -29,8 +29,10 @@ use std::sync::Arc;
 use slipway_solver::Worker;
 use slipway_solver::executor::{SandboxExecutor, SandboxOptions, prepare_stub};
 use slipway_solver::source::image::Images;
-use slipway_store::registry::{Anonymous, Credentials, HostOptions, Registry, RegistryError, RegistryOptions};
 use slipway_spec::ImageReference;
+use slipway_store::registry::{
+    Anonymous, Credentials, HostOptions, Registry, RegistryError, RegistryOptions,
+};
 use slipway_store::{Error, Store};
 use tokio::sync::Semaphore;
 
@@ -87,7 +89,8 @@ impl Engine {
     pub fn open(options: EngineOptions) -> Result<Self, EngineError> {
         let store = Store::open(&options.root)?;
         let stub = store.stub_folder();
-        prepare_stub(&stub).map_err(|error| Error::io(format!("cannot prepare {}", stub.display()), error))?;
+        prepare_stub(&stub)
+            .map_err(|error| Error::io(format!("cannot prepare {}", stub.display()), error))?;
         let settings = RegistryOptions {
             user_agent: concat!("slipway/", env!("CARGO_PKG_VERSION")).into(),
             hosts: options.registries,
@@ -116,7 +119,10 @@ impl Engine {
     }
 
     /// Returns a client that takes the registries of these names on trust.
-    pub(crate) fn insecure_registry(&self, names: &[ImageReference]) -> Result<Registry, RegistryError> {
+    pub(crate) fn insecure_registry(
+        &self,
+        names: &[ImageReference],
+    ) -> Result<Registry, RegistryError> {
         let mut settings = self.settings.clone();
         for name in names {
             settings.hosts.entry(name.host().to_owned()).or_default().insecure = true;

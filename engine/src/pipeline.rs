@@ -9,15 +9,15 @@ use slipway_frontend::{FrontendRequest, FrontendResult, dockerfile};
 use slipway_solver::{Job, LocalFolders};
 use slipway_spec::progress::{ProgressEvent, ProgressSink};
 use slipway_spec::{Digest, Platform};
+use slipway_store::blocking;
 use slipway_store::layout::ArchiveImage;
 use slipway_store::snapshot::Snapshot;
 use slipway_store::transfer::{self, Outcome};
-use slipway_store::blocking;
 
+use crate::Engine;
 use crate::bridge::JobBridge;
 use crate::error::BuildError;
 use crate::request::{BuildRequest, BuildResult, Export};
-use crate::Engine;
 
 impl Engine {
     /// Builds. Dropping the future stops everything the build does.
@@ -30,11 +30,14 @@ impl Engine {
         progress: Arc<dyn ProgressSink>,
     ) -> Result<BuildResult, BuildError> {
         let memory = self.store().root().join("digests");
-        let client = Arc::new(LocalFolders::new(request.folders, Some(memory)).with_files(request.files));
-        let job = Job::new(self.worker.clone(), client, progress.clone());
+        let client =
+            Arc::new(LocalFolders::new(request.folders, Some(memory)).with_files(request.files));
         let epoch = source_date_epoch(&request.attrs)?;
+        let time = epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
+        let job = Job::at(self.worker.clone(), client, progress.clone(), time);
 
-        let frontend_request = FrontendRequest { attrs: request.attrs, build_platform: Platform::host() };
+        let frontend_request =
+            FrontendRequest { attrs: request.attrs, build_platform: Platform::host() };
         let bridge = JobBridge::new(job.clone(), progress.clone());
         let graphs = dockerfile::build(&frontend_request, &bridge).await?;
         let results = solve(&job, &graphs).await?;
@@ -45,7 +48,16 @@ impl Engine {
         let outputs = async {
             let mut result = BuildResult::default();
             for export in request.exports {
-                self.export(&job, &results, graphs.multi_platform, epoch, export, &progress, &mut result).await?;
+                self.export(
+                    &job,
+                    &results,
+                    graphs.multi_platform,
+                    epoch,
+                    export,
+                    &progress,
+                    &mut result,
+                )
+                .await?;
             }
             Ok::<_, BuildError>(result)
         };
@@ -72,7 +84,8 @@ impl Engine {
         match export {
             Export::Image(options) => {
                 let vertex = Vertex::start(progress, "exporting to image");
-                let exported = self.export_image(results, multi_platform, epoch, &options, &vertex).await;
+                let exported =
+                    self.export_image(results, multi_platform, epoch, &options, &vertex).await;
                 let assembled = vertex.end(exported)?;
                 note(result, &assembled, &options);
                 if options.push || options.push_by_digest {
@@ -127,7 +140,8 @@ impl Engine {
     ) -> Result<Assembled, BuildError> {
         let assembled = assemble(self.store(), results, multi_platform, options, epoch).await?;
         vertex.status("exporting layers");
-        let kind = if assembled.target.media_type.is_index() { "manifest list" } else { "manifest" };
+        let kind =
+            if assembled.target.media_type.is_index() { "manifest list" } else { "manifest" };
         vertex.status(&format!("exporting {kind} {}", assembled.target.digest));
         if let Some(config) = &assembled.config {
             vertex.status(&format!("exporting config {}", config.digest));
@@ -163,9 +177,16 @@ impl Engine {
                 name.clone()
             };
             let report = |descriptor: &slipway_spec::Descriptor, current: u64, outcome: Outcome| {
-                vertex.moved(&descriptor.digest.to_string(), current, descriptor.size, outcome != Outcome::Moving);
+                vertex.moved(
+                    &descriptor.digest.to_string(),
+                    current,
+                    descriptor.size,
+                    outcome != Outcome::Moving,
+                );
             };
-            let pushed = transfer::push(self.store(), &registry, &reference, &assembled.target, &report).await;
+            let pushed =
+                transfer::push(self.store(), &registry, &reference, &assembled.target, &report)
+                    .await;
             if pushed.is_ok() {
                 vertex.status(&format!("pushing manifest for {name}@{}", assembled.target.digest));
             }
@@ -201,10 +222,17 @@ fn note(result: &mut BuildResult, assembled: &Assembled, options: &ImageOptions)
     result.names = options.names.iter().map(ToString::to_string).collect();
 }
 
-fn source_date_epoch(attrs: &std::collections::BTreeMap<String, String>) -> Result<Option<i64>, BuildError> {
-    let Some(text) = attrs.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else { return Ok(None) };
+fn source_date_epoch(
+    attrs: &std::collections::BTreeMap<String, String>,
+) -> Result<Option<i64>, BuildError> {
+    let Some(text) = attrs.get("build-arg:SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())
+    else {
+        return Ok(None);
+    };
     text.parse().map(Some).map_err(|_| {
-        BuildError::Invalid(format!("invalid SOURCE_DATE_EPOCH {text:?}: expected seconds since 1970"))
+        BuildError::Invalid(format!(
+            "invalid SOURCE_DATE_EPOCH {text:?}: expected seconds since 1970"
+        ))
     })
 }
 
@@ -230,16 +258,23 @@ impl Vertex {
     }
 
     fn moved(&self, id: &str, current: u64, total: u64, done: bool) {
-        self.progress.send(ProgressEvent::Status { vertex: self.digest.clone(), id: id.into(), current, total, done });
+        self.progress.send(ProgressEvent::Status {
+            vertex: self.digest.clone(),
+            id: id.into(),
+            current,
+            total,
+            done,
+        });
     }
 
     fn end<T>(&self, result: Result<T, BuildError>) -> Result<T, BuildError> {
         self.ended.store(true, std::sync::atomic::Ordering::Relaxed);
         self.progress.send(match &result {
             Ok(_) => ProgressEvent::Done { vertex: self.digest.clone() },
-            Err(error) => {
-                ProgressEvent::Failed { vertex: self.digest.clone(), error: error.to_string().into() }
-            }
+            Err(error) => ProgressEvent::Failed {
+                vertex: self.digest.clone(),
+                error: error.to_string().into(),
+            },
         });
         result
     }

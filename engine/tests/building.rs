@@ -1,5 +1,7 @@
 //! Whole builds through the engine, without a process being run.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
@@ -9,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use slipway_engine::exporter::{ImageOptions, OutputSink};
 use slipway_engine::solver::Cause;
 use slipway_engine::solver::emulation::EmulationOptions;
+use slipway_engine::solver::executor::HelperCommand;
 use slipway_engine::{BuildError, BuildRequest, BuildResult, Engine, EngineOptions, Export};
 use slipway_spec::progress::{ProgressEvent, ProgressSink};
 use slipway_spec::{Digest, ImageConfig, Platform};
@@ -31,7 +34,10 @@ impl Recorder {
             let (vertex, how) = match event {
                 ProgressEvent::Started { vertex, name } => {
                     assert!(ends.iter().all(|(ended, ..)| ended != vertex), "{name} started again");
-                    assert!(open.insert(vertex.clone(), name.to_string()).is_none(), "{name} started twice");
+                    assert!(
+                        open.insert(vertex.clone(), name.to_string()).is_none(),
+                        "{name} started twice"
+                    );
                     continue;
                 }
                 ProgressEvent::Cached { vertex, name } => {
@@ -43,7 +49,11 @@ impl Recorder {
                 ProgressEvent::Canceled { vertex } => (vertex, "canceled"),
                 _ => continue,
             };
-            ends.push((vertex.clone(), open.remove(vertex).expect("a vertex ends once, after it began"), how));
+            ends.push((
+                vertex.clone(),
+                open.remove(vertex).expect("a vertex ends once, after it began"),
+                how,
+            ));
         }
         assert!(open.is_empty(), "{open:?} did not end");
         ends.into_iter().map(|(_, name, how)| (name, how)).collect()
@@ -73,7 +83,10 @@ impl Room {
     fn engine(&self) -> Engine {
         let mut options = EngineOptions::new(self.folder.path().join("state"));
         let nowhere = self.folder.path().join("nowhere");
-        options.sandbox.emulation = EmulationOptions { search: vec![], host_table: nowhere, private: true };
+        // Not this program: it is a test, and would run all tests once more in the place of a step.
+        options.sandbox.helper = HelperCommand { program: "/bin/false".into() };
+        options.sandbox.emulation =
+            EmulationOptions { search: vec![], host_table: nowhere, private: true };
         Engine::open(options).unwrap()
     }
 
@@ -83,7 +96,10 @@ impl Room {
         exports: Vec<Export>,
     ) -> (Result<BuildResult, BuildError>, Vec<(String, &'static str)>) {
         let request = BuildRequest {
-            attrs: attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            attrs: attrs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
             folders: ["context", "dockerfile"].map(|name| (name.to_owned(), self.context())).into(),
             exports,
             ..BuildRequest::default()
@@ -120,7 +136,8 @@ async fn a_dockerfile_becomes_a_named_image() {
     assert_eq!(config.config.cmd, Some(vec!["/a".to_owned()]));
     assert!(config.config.env.contains(&"A=b".to_owned()));
     assert_eq!(config.rootfs.diff_ids.len(), 1);
-    let history: Vec<_> = config.history.iter().map(|h| (h.created_by.as_deref().unwrap(), h.empty_layer)).collect();
+    let history: Vec<_> =
+        config.history.iter().map(|h| (h.created_by.as_deref().unwrap(), h.empty_layer)).collect();
     assert_eq!(
         history,
         [("ENV A=b", true), ("COPY --chown=1:2 a /a # buildkit", false), ("CMD [\"/a\"]", true)]
@@ -143,8 +160,14 @@ async fn an_epoch_makes_images_equal_everywhere() {
         let room = Room::new(SIMPLE);
         room.put("a", "one");
         let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000);
-        fs::File::options().append(true).open(room.context().join("a")).unwrap().set_modified(time).unwrap();
-        let (result, _) = room.build(&[("build-arg:SOURCE_DATE_EPOCH", "5")], vec![image(&[])]).await;
+        fs::File::options()
+            .append(true)
+            .open(room.context().join("a"))
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+        let (result, _) =
+            room.build(&[("build-arg:SOURCE_DATE_EPOCH", "5")], vec![image(&[])]).await;
         digests.push(result.unwrap().image.unwrap().digest);
     }
     assert_eq!(digests[0], digests[1]);
@@ -162,8 +185,12 @@ async fn several_platforms_become_an_index() {
     let target = result.unwrap().image.unwrap();
     assert!(target.media_type.is_index());
     let store = room.engine().store().clone();
-    let platforms: Vec<String> =
-        store.platforms(&target).unwrap().into_iter().map(|found| found.platform.to_string()).collect();
+    let platforms: Vec<String> = store
+        .platforms(&target)
+        .unwrap()
+        .into_iter()
+        .map(|found| found.platform.to_string())
+        .collect();
     assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
     assert!(ends.iter().any(|(name, _)| name == "exporting to image"), "{ends:?}");
     let out = room.folder.path().join("out");
@@ -204,7 +231,8 @@ async fn archives_and_tars() {
     assert!(result.unwrap().image.is_some());
     let marker = b"manifest.json";
     assert!(out.lock().unwrap().windows(marker.len()).any(|bytes| bytes == marker));
-    let (result, _) = room.build(&[("platform", "linux/amd64,linux/arm64")], vec![archive(true)]).await;
+    let (result, _) =
+        room.build(&[("platform", "linux/amd64,linux/arm64")], vec![archive(true)]).await;
     assert!(result.unwrap_err().to_string().contains("manifest lists"));
 }
 
@@ -233,7 +261,8 @@ async fn errors_point_into_the_dockerfile() {
 
 #[tokio::test]
 async fn a_base_that_cannot_be_had_is_asked_for_once() {
-    let room = Room::new("FROM 127.0.0.1:9/none AS a\nFROM 127.0.0.1:9/none\nCOPY --from=a /x /x\n");
+    let room =
+        Room::new("FROM 127.0.0.1:9/none AS a\nFROM 127.0.0.1:9/none\nCOPY --from=a /x /x\n");
     let (result, ends) = room.build(&[], vec![]).await;
     let error = result.unwrap_err();
     assert!(error.to_string().contains("127.0.0.1:9"), "{error}");
@@ -244,7 +273,8 @@ async fn a_base_that_cannot_be_had_is_asked_for_once() {
 
 #[tokio::test]
 async fn a_platform_without_an_emulator_says_so() {
-    let foreign = if Platform::host().architecture == "s390x" { "linux/amd64" } else { "linux/s390x" };
+    let foreign =
+        if Platform::host().architecture == "s390x" { "linux/amd64" } else { "linux/s390x" };
     let room = Room::new("FROM scratch\nCOPY a /a\nRUN [\"/a\"]\n");
     room.put("a", "one");
     let (result, ends) = room.build(&[("platform", foreign)], vec![]).await;

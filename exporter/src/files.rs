@@ -17,7 +17,9 @@ use crate::sink::OutputSink;
 const BUFFER: usize = 256 * 1024;
 
 fn layer_error(destination: &str, error: LayerError) -> ExportError {
-    slipway_store::Error::new(ErrorKind::Io, format!("cannot write {destination}")).because(error).into()
+    slipway_store::Error::new(ErrorKind::Io, format!("cannot write {destination}"))
+        .because(error)
+        .into()
 }
 
 /// Writes results into a folder, which is made if it is not there; what is in it stays unless it is overwritten.
@@ -25,12 +27,21 @@ fn layer_error(destination: &str, error: LayerError) -> ExportError {
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub async fn local(store: &Store, results: &[PlatformResult], split: bool, folder: &Path) -> Result<()> {
+pub async fn local(
+    store: &Store,
+    results: &[PlatformResult],
+    split: bool,
+    folder: &Path,
+) -> Result<()> {
     let (store, results, folder) = (store.clone(), results.to_vec(), folder.to_path_buf());
     in_background(move || {
-        let failed = |folder: &Path, source| ExportError::Output { destination: folder.display().to_string(), source };
+        let failed = |folder: &Path, source| ExportError::Output {
+            destination: folder.display().to_string(),
+            source,
+        };
         for result in results {
-            let target = if split { folder.join(result.platform.folder_name()) } else { folder.clone() };
+            let target =
+                if split { folder.join(result.platform.folder_name()) } else { folder.clone() };
             fs::create_dir_all(&target).map_err(|error| failed(&target, error))?;
             let stack = store.stack(&result.snapshot.layers)?;
             copy_tree(&stack, &target, &CopyOptions::default())
@@ -45,7 +56,12 @@ pub async fn local(store: &Store, results: &[PlatformResult], split: bool, folde
 ///
 /// # Errors
 /// When the sink fails; nothing is left at the destination then.
-pub async fn tar(store: &Store, results: &[PlatformResult], split: bool, mut sink: Box<dyn OutputSink>) -> Result<()> {
+pub async fn tar(
+    store: &Store,
+    results: &[PlatformResult],
+    split: bool,
+    mut sink: Box<dyn OutputSink>,
+) -> Result<()> {
     let (store, results) = (store.clone(), results.to_vec());
     in_background(move || {
         if split {
@@ -94,6 +110,8 @@ pub fn nameless(digest: &Digest) -> String {
     format!("<none>@{digest}")
 }
 
-async fn in_background<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     blocking::run(move || Ok(work())).await?
 }

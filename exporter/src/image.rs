@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use slipway_spec::manifest::to_bytes;
-use slipway_spec::{Descriptor, History, ImageConfig, Index, Manifest, MediaType, Platform, timestamp};
+use slipway_spec::{
+    Descriptor, History, ImageConfig, Index, Manifest, MediaType, Platform, timestamp,
+};
 use slipway_store::snapshot::{LayerBlob, LayerId, Snapshot};
 use slipway_store::{Store, blocking};
 
@@ -62,7 +64,8 @@ pub async fn assemble(
         let target = Descriptor::new(entry.media_type.clone(), entry.digest.clone(), entry.size);
         return Ok(Assembled { target, config });
     }
-    let media_type = if options.blobs.docker { MediaType::DOCKER_INDEX } else { MediaType::OCI_INDEX };
+    let media_type =
+        if options.blobs.docker { MediaType::DOCKER_INDEX } else { MediaType::OCI_INDEX };
     let index = Index {
         schema_version: 2,
         media_type: Some(media_type.clone()),
@@ -75,7 +78,11 @@ pub async fn assemble(
 }
 
 /// Packs all layers of a snapshot, a few at once, and returns their blobs in order.
-async fn pack(store: &Store, snapshot: &Snapshot, options: &ImageOptions) -> Result<Vec<LayerBlob>> {
+async fn pack(
+    store: &Store,
+    snapshot: &Snapshot,
+    options: &ImageOptions,
+) -> Result<Vec<LayerBlob>> {
     use futures::{StreamExt as _, TryStreamExt as _};
     let layers = &snapshot.layers;
     let one = |at: usize| {
@@ -101,7 +108,12 @@ fn write_manifest(
         .iter()
         .map(|layer| store.layer_origin(*layer))
         .collect::<slipway_store::Result<Vec<_>>>()?;
-    complete_history(&mut config, &origins, result.base_history, epoch.map(|s| s.saturating_mul(1_000_000_000)));
+    complete_history(
+        &mut config,
+        &origins,
+        result.base_history,
+        epoch.map(|s| s.saturating_mul(1_000_000_000)),
+    );
     let (config_type, manifest_type) = if options.blobs.docker {
         (MediaType::DOCKER_CONFIG, MediaType::DOCKER_MANIFEST)
     } else {
@@ -133,7 +145,8 @@ fn complete_history(
     let clamp = |time: i64| epoch.map_or(time, |epoch| time.min(epoch));
     let mut next = 0;
     let mut last: Option<i64> = None;
-    let first_own = config.history.iter().take(base_history).filter(|entry| !entry.empty_layer).count();
+    let first_own =
+        config.history.iter().take(base_history).filter(|entry| !entry.empty_layer).count();
     for (at, entry) in config.history.iter_mut().enumerate() {
         if !entry.empty_layer {
             match origins.get(next) {
@@ -163,7 +176,9 @@ fn complete_history(
         });
     }
     config.created = match (&config.created, epoch) {
-        (Some(created), Some(epoch)) if timestamp::parse(created).is_some_and(|time| time > epoch) => {
+        (Some(created), Some(epoch))
+            if timestamp::parse(created).is_some_and(|time| time > epoch) =>
+        {
             Some(timestamp::format(epoch))
         }
         (Some(created), _) => Some(created.clone()),
@@ -183,7 +198,8 @@ pub fn response(assembled: &Assembled, names: &[String]) -> BTreeMap<String, ser
     if let Some(config) = &assembled.config {
         response.insert("containerimage.config.digest".into(), config.digest.to_string().into());
     }
-    let descriptor = serde_json::to_value(&assembled.target).expect("descriptors have string keys only");
+    let descriptor =
+        serde_json::to_value(&assembled.target).expect("descriptors have string keys only");
     response.insert("containerimage.descriptor".into(), descriptor);
     if !names.is_empty() {
         response.insert("image.name".into(), names.join(",").into());
@@ -210,7 +226,8 @@ mod tests {
             history: vec![base, entry("ENV", true), entry("RUN", false), entry("CMD", true)],
             ..ImageConfig::default()
         };
-        let origins = [(0, String::new()), (5_000_000_000, String::new()), (9_000_000_000, "extra".into())];
+        let origins =
+            [(0, String::new()), (5_000_000_000, String::new()), (9_000_000_000, "extra".into())];
         complete_history(&mut config, &origins, 1, None);
         assert_eq!(
             times(&config),
@@ -228,7 +245,8 @@ mod tests {
     #[test]
     fn an_epoch_bounds_this_builds_entries_alone() {
         let base = History { created: Some("2020-01-01T00:00:00Z".into()), ..entry("base", false) };
-        let mut config = ImageConfig { history: vec![base, entry("RUN", false)], ..ImageConfig::default() };
+        let mut config =
+            ImageConfig { history: vec![base, entry("RUN", false)], ..ImageConfig::default() };
         let origins = [(0, String::new()), (5_000_000_000, String::new())];
         complete_history(&mut config, &origins, 1, Some(1_000_000_000));
         assert_eq!(times(&config), ["2020-01-01T00:00:00Z", "1970-01-01T00:00:01Z"]);
@@ -236,7 +254,10 @@ mod tests {
 
     #[test]
     fn surplus_entries_lose_their_claim_to_a_layer() {
-        let mut config = ImageConfig { history: vec![entry("a", false), entry("b", false)], ..ImageConfig::default() };
+        let mut config = ImageConfig {
+            history: vec![entry("a", false), entry("b", false)],
+            ..ImageConfig::default()
+        };
         complete_history(&mut config, &[(1, String::new())], 0, None);
         assert_eq!(config.history.iter().map(|e| e.empty_layer).collect::<Vec<_>>(), [false, true]);
     }

@@ -32,7 +32,9 @@ fn flag(key: &str, value: &str) -> Result<bool> {
     match value {
         "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(ExportError::Invalid(format!("output option {key}: {value:?} is neither true nor false"))),
+        _ => Err(ExportError::Invalid(format!(
+            "output option {key}: {value:?} is neither true nor false"
+        ))),
     }
 }
 
@@ -44,7 +46,8 @@ impl ImageOptions {
     pub fn parse(attrs: &BTreeMap<String, String>) -> Result<Self> {
         let mut options = Self::default();
         for (key, value) in attrs {
-            let invalid = |why: &str| ExportError::Invalid(format!("output option {key}={value}: {why}"));
+            let invalid =
+                |why: &str| ExportError::Invalid(format!("output option {key}={value}: {why}"));
             match key.as_str() {
                 "name" => {
                     options.names = value
@@ -83,8 +86,9 @@ impl ImageOptions {
                 // Ignored by BuildKit for years.
                 "buildinfo-attrs" => {}
                 other => {
-                    if let Some(name) =
-                        other.strip_prefix("annotation.").or_else(|| other.strip_prefix("annotation-manifest."))
+                    if let Some(name) = other
+                        .strip_prefix("annotation.")
+                        .or_else(|| other.strip_prefix("annotation-manifest."))
                     {
                         options.annotations.insert(name.into(), value.clone());
                     } else if let Some(name) = other.strip_prefix("annotation-index.") {
@@ -109,12 +113,20 @@ impl ImageOptions {
             )));
         }
         if (options.push || options.push_by_digest) && options.names.is_empty() {
-            return Err(ExportError::Invalid("an image without a name cannot be pushed: name it with --tag".into()));
+            return Err(ExportError::Invalid(
+                "an image without a name cannot be pushed: name it with --tag".into(),
+            ));
         }
-        if options.push_by_digest && options.names.iter().any(|name| name.tag().is_some_and(|tag| tag != "latest")) {
-            return Err(ExportError::Invalid("push-by-digest cannot be combined with a tag".into()));
+        if options.push_by_digest
+            && options.names.iter().any(|name| name.tag().is_some_and(|tag| tag != "latest"))
+        {
+            return Err(ExportError::Invalid(
+                "push-by-digest cannot be combined with a tag".into(),
+            ));
         }
-        if options.blobs.docker && !(options.annotations.is_empty() && options.index_annotations.is_empty()) {
+        if options.blobs.docker
+            && !(options.annotations.is_empty() && options.index_annotations.is_empty())
+        {
             return Err(ExportError::Invalid("annotations need oci-mediatypes=true".into()));
         }
         Ok(options)
@@ -126,14 +138,20 @@ mod tests {
     use super::*;
 
     fn parse(attrs: &[(&str, &str)]) -> Result<ImageOptions> {
-        ImageOptions::parse(&attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        ImageOptions::parse(
+            &attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        )
     }
 
     #[test]
     fn reads_what_buildx_sends() {
-        let options =
-            parse(&[("name", "a:1,localhost:5000/b"), ("push", ""), ("compression", "zstd"), ("compression-level", "5")])
-                .unwrap();
+        let options = parse(&[
+            ("name", "a:1,localhost:5000/b"),
+            ("push", ""),
+            ("compression", "zstd"),
+            ("compression-level", "5"),
+        ])
+        .unwrap();
         assert_eq!(options.names.len(), 2);
         assert!(options.push);
         assert_eq!(options.blobs.compression, Compression::Zstd);

@@ -1,5 +1,7 @@
 //! What exports write, compared as bytes and documents.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Write};
@@ -31,11 +33,18 @@ impl Room {
             let content = Content::Inline(text.as_bytes().into());
             let kind = Kind::File { content, size: text.len() as u64 };
             let mut tree = Tree::default();
-            tree.insert(path.as_bytes(), Entry { kind, ..Entry::directory(0o640, 1_500_000_000_000_000_000) });
+            tree.insert(
+                path.as_bytes(),
+                Entry { kind, ..Entry::directory(0o640, 1_500_000_000_000_000_000) },
+            );
             self.store.adopt_tree(tree, path).unwrap()
         };
         let platform: Platform = platform.parse().unwrap();
-        let entry = |text: &str, empty_layer| History { created_by: Some(text.into()), empty_layer, ..History::default() };
+        let entry = |text: &str, empty_layer| History {
+            created_by: Some(text.into()),
+            empty_layer,
+            ..History::default()
+        };
         let config = ImageConfig {
             os: platform.os.clone(),
             architecture: platform.architecture.clone(),
@@ -51,12 +60,16 @@ impl Room {
     }
 
     fn config(&self, manifest: &Manifest) -> ImageConfig {
-        serde_json::from_slice(&self.store.read_blob(&manifest.config.digest, 1 << 20).unwrap()).unwrap()
+        serde_json::from_slice(&self.store.read_blob(&manifest.config.digest, 1 << 20).unwrap())
+            .unwrap()
     }
 }
 
 fn options(attrs: &[(&str, &str)]) -> ImageOptions {
-    ImageOptions::parse(&attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()).unwrap()
+    ImageOptions::parse(
+        &attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+    )
+    .unwrap()
 }
 
 const EPOCH: i64 = 1_000_000_000;
@@ -65,7 +78,8 @@ const EPOCH: i64 = 1_000_000_000;
 async fn one_platform_gives_a_manifest() {
     let room = Room::new();
     let results = [room.result("linux/amd64", &[("a", "one"), ("b", "two")])];
-    let assembled = assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
+    let assembled =
+        assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
     assert_eq!(assembled.target.media_type, MediaType::OCI_MANIFEST);
     assert_eq!(assembled.target.platform, None);
     let manifest = room.manifest(&assembled.target);
@@ -79,7 +93,14 @@ async fn one_platform_gives_a_manifest() {
     let history: Vec<_> = config
         .history
         .iter()
-        .map(|h| (h.created_by.as_deref().unwrap(), h.empty_layer, h.comment.as_deref(), h.created.as_deref().unwrap()))
+        .map(|h| {
+            (
+                h.created_by.as_deref().unwrap(),
+                h.empty_layer,
+                h.comment.as_deref(),
+                h.created.as_deref().unwrap(),
+            )
+        })
         .collect();
     let time = "2001-09-09T01:46:40Z";
     assert_eq!(
@@ -104,8 +125,10 @@ async fn equal_results_give_equal_bytes() {
     for attrs in [&[][..], &[("compression", "gzip")], &[("oci-mediatypes", "true")]] {
         let room = Room::new();
         let results = [room.result("linux/amd64", &[("a", "one"), ("b", "two")])];
-        let assembled = assemble(&room.store, &results, false, &options(attrs), Some(EPOCH)).await.unwrap();
-        let again = assemble(&room.store, &results, false, &options(attrs), Some(EPOCH)).await.unwrap();
+        let assembled =
+            assemble(&room.store, &results, false, &options(attrs), Some(EPOCH)).await.unwrap();
+        let again =
+            assemble(&room.store, &results, false, &options(attrs), Some(EPOCH)).await.unwrap();
         assert_eq!(assembled, again);
         digests.push(assembled.target.digest);
     }
@@ -116,13 +139,16 @@ async fn equal_results_give_equal_bytes() {
 #[tokio::test]
 async fn several_platforms_give_an_index() {
     let room = Room::new();
-    let results = [room.result("linux/amd64", &[("a", "one")]), room.result("linux/arm/v7", &[("a", "two")])];
+    let results =
+        [room.result("linux/amd64", &[("a", "one")]), room.result("linux/arm/v7", &[("a", "two")])];
     let attrs = [("annotation-index.k", "v"), ("annotation.m", "w")];
-    let assembled = assemble(&room.store, &results, true, &options(&attrs), Some(EPOCH)).await.unwrap();
+    let assembled =
+        assemble(&room.store, &results, true, &options(&attrs), Some(EPOCH)).await.unwrap();
     assert_eq!((&assembled.target.media_type, &assembled.config), (&MediaType::OCI_INDEX, &None));
     let bytes = room.store.read_blob(&assembled.target.digest, 1 << 20).unwrap();
     let index: Index = serde_json::from_slice(&bytes).unwrap();
-    let platforms: Vec<_> = index.manifests.iter().map(|entry| entry.platform.as_ref().unwrap().to_string()).collect();
+    let platforms: Vec<_> =
+        index.manifests.iter().map(|entry| entry.platform.as_ref().unwrap().to_string()).collect();
     assert_eq!(platforms, ["linux/amd64", "linux/arm/v7"]);
     assert_eq!(index.annotations, BTreeMap::from([("k".into(), "v".into())]));
     let manifest = room.manifest(&index.manifests[1]);
@@ -138,8 +164,18 @@ async fn media_types_and_compressions() {
     let room = Room::new();
     let result = |name: &str| room.result("linux/amd64", &[(name, "text")]);
     for (name, attrs, manifest_type, layer_type) in [
-        ("a", &[("oci-mediatypes", "false")][..], MediaType::DOCKER_MANIFEST, MediaType::layer(Compression::Gzip, true)),
-        ("b", &[("compression", "zstd")], MediaType::OCI_MANIFEST, MediaType::layer(Compression::Zstd, false)),
+        (
+            "a",
+            &[("oci-mediatypes", "false")][..],
+            MediaType::DOCKER_MANIFEST,
+            MediaType::layer(Compression::Gzip, true),
+        ),
+        (
+            "b",
+            &[("compression", "zstd")],
+            MediaType::OCI_MANIFEST,
+            MediaType::layer(Compression::Zstd, false),
+        ),
         (
             "c",
             &[("compression", "uncompressed")],
@@ -147,9 +183,14 @@ async fn media_types_and_compressions() {
             MediaType::layer(Compression::Uncompressed, false),
         ),
     ] {
-        let assembled = assemble(&room.store, &[result(name)], false, &options(attrs), Some(EPOCH)).await.unwrap();
+        let assembled = assemble(&room.store, &[result(name)], false, &options(attrs), Some(EPOCH))
+            .await
+            .unwrap();
         let manifest = room.manifest(&assembled.target);
-        assert_eq!((&assembled.target.media_type, &manifest.layers[0].media_type), (&manifest_type, &layer_type));
+        assert_eq!(
+            (&assembled.target.media_type, &manifest.layers[0].media_type),
+            (&manifest_type, &layer_type)
+        );
         if name == "a" {
             assert_eq!(manifest.config.media_type, MediaType::DOCKER_CONFIG);
         }
@@ -164,7 +205,8 @@ async fn media_types_and_compressions() {
     let kept = assemble(&room.store, &results, false, &options(&zstd), Some(EPOCH)).await.unwrap();
     assert_eq!(kept.target.digest, gzip.target.digest);
     let forced = [("compression", "zstd"), ("force-compression", "1")];
-    let forced = assemble(&room.store, &results, false, &options(&forced), Some(EPOCH)).await.unwrap();
+    let forced =
+        assemble(&room.store, &results, false, &options(&forced), Some(EPOCH)).await.unwrap();
     let (kept, forced) = (room.manifest(&kept.target), room.manifest(&forced.target));
     assert_eq!(forced.layers[0].media_type, MediaType::layer(Compression::Zstd, false));
     assert_eq!(room.config(&kept).rootfs, room.config(&forced).rootfs);
@@ -211,14 +253,18 @@ async fn folders_keep_what_is_in_them() {
     let out = tempfile::tempdir().unwrap();
     fs::write(out.path().join("mine"), "mine").unwrap();
     fs::write(out.path().join("a"), "before").unwrap();
-    let results = [room.result("linux/amd64", &[("a", "one"), ("b", "two")]), room.result("linux/arm64", &[("a", "three")])];
+    let results = [
+        room.result("linux/amd64", &[("a", "one"), ("b", "two")]),
+        room.result("linux/arm64", &[("a", "three")]),
+    ];
     files::local(&room.store, &results[..1], false, out.path()).await.unwrap();
     let read = |path: &str| fs::read_to_string(out.path().join(path)).unwrap();
     assert_eq!((read("a"), read("b"), read("mine")), ("one".into(), "two".into(), "mine".into()));
     files::local(&room.store, &results, true, &out.path().join("new/folder")).await.unwrap();
     assert_eq!(read("new/folder/linux_amd64/a"), "one");
     assert_eq!(read("new/folder/linux_arm64/a"), "three");
-    let error = files::local(&room.store, &results, false, &out.path().join("a")).await.unwrap_err();
+    let error =
+        files::local(&room.store, &results, false, &out.path().join("a")).await.unwrap_err();
     assert!(matches!(error, ExportError::Output { .. }), "{error}");
 }
 
@@ -236,7 +282,10 @@ async fn tars_hold_the_files_and_appear_only_when_whole() {
         let mut entry = entry.unwrap();
         let mut text = String::new();
         entry.read_to_string(&mut text).unwrap();
-        found.insert(entry.path().unwrap().display().to_string(), (entry.header().mode().unwrap() & 0o7777, text));
+        found.insert(
+            entry.path().unwrap().display().to_string(),
+            (entry.header().mode().unwrap() & 0o7777, text),
+        );
     }
     assert_eq!(found["a"], (0o640, "one".into()));
     assert_eq!(found["b"], (0o640, "two".into()));
@@ -250,18 +299,30 @@ async fn tars_hold_the_files_and_appear_only_when_whole() {
 async fn archives_can_be_loaded_again() {
     let room = Room::new();
     let results = [room.result("linux/amd64", &[("a", "one")])];
-    let assembled = assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
+    let assembled =
+        assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
     let finished = Arc::new(Mutex::new(None));
     let image = |target| ArchiveImage { names: vec!["docker.io/library/app:1".into()], target };
     let sink = Box::new(Memory { finished: finished.clone(), ..Memory::default() });
     let platform = Platform::host();
-    files::archive(&room.store, vec![image(assembled.target.clone())], &platform, sink).await.unwrap();
+    files::archive(&room.store, vec![image(assembled.target.clone())], &platform, sink)
+        .await
+        .unwrap();
     let bytes = finished.lock().unwrap().take().unwrap();
     let mut archive = tar::Archive::new(bytes.as_slice());
-    let names: Vec<String> =
-        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
-    assert!(names.contains(&"oci-layout".into()) && names.contains(&"index.json".into()), "{names:?}");
-    assert!(names.contains(&format!("blobs/sha256/{}", assembled.target.digest.hex())), "{names:?}");
+    let names: Vec<String> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .collect();
+    assert!(
+        names.contains(&"oci-layout".into()) && names.contains(&"index.json".into()),
+        "{names:?}"
+    );
+    assert!(
+        names.contains(&format!("blobs/sha256/{}", assembled.target.digest.hex())),
+        "{names:?}"
+    );
     let mut lost = assembled.target;
     lost.digest = slipway_spec::Digest::of(b"nothing");
     let sink = Box::new(Memory { finished: finished.clone(), ..Memory::default() });
@@ -272,23 +333,42 @@ async fn archives_can_be_loaded_again() {
 #[test]
 fn options_that_contradict_each_other() {
     let parse = |attrs: &[(&str, &str)]| {
-        let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let attrs =
+            attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         ImageOptions::parse(&attrs).map(drop).map_err(|error| error.to_string())
     };
     for (attrs, expected) in [
         (&[("push", "yes")][..], "output option push: \"yes\" is neither true nor false"),
-        (&[("compression", "estargz")], "output option compression=estargz: this compression is not supported yet"),
-        (&[("compression", "xz")], "output option compression=xz: expected uncompressed, gzip or zstd"),
-        (&[("compression-level", "high")], "output option compression-level=high: expected a number"),
+        (
+            &[("compression", "estargz")],
+            "output option compression=estargz: this compression is not supported yet",
+        ),
+        (
+            &[("compression", "xz")],
+            "output option compression=xz: expected uncompressed, gzip or zstd",
+        ),
+        (
+            &[("compression-level", "high")],
+            "output option compression-level=high: expected a number",
+        ),
         (
             &[("compression", "zstd"), ("compression-level", "23")],
             "output option compression-level=23: zstd takes 0 to 22",
         ),
         (&[("compression-level", "-1")], "output option compression-level=-1: gzip takes 0 to 9"),
-        (&[("push-by-digest", "1")], "an image without a name cannot be pushed: name it with --tag"),
-        (&[("push-by-digest", "1"), ("name", "a:1")], "push-by-digest cannot be combined with a tag"),
+        (
+            &[("push-by-digest", "1")],
+            "an image without a name cannot be pushed: name it with --tag",
+        ),
+        (
+            &[("push-by-digest", "1"), ("name", "a:1")],
+            "push-by-digest cannot be combined with a tag",
+        ),
         (&[("oci-mediatypes", "0"), ("annotation.a", "b")], "annotations need oci-mediatypes=true"),
-        (&[("oci-mediatypes", "0"), ("annotation-index.a", "b")], "annotations need oci-mediatypes=true"),
+        (
+            &[("oci-mediatypes", "0"), ("annotation-index.a", "b")],
+            "annotations need oci-mediatypes=true",
+        ),
         (&[("colour", "blue")], "output option colour=blue: this option is not supported yet"),
     ] {
         assert_eq!(parse(attrs), Err(expected.into()), "{attrs:?}");

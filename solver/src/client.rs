@@ -65,10 +65,9 @@ impl LocalFolders {
     }
 
     fn folder(&self, name: &str) -> Result<&Path, Error> {
-        self.folders
-            .get(name)
-            .map(PathBuf::as_path)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("this build was given no folder {name:?}")))
+        self.folders.get(name).map(PathBuf::as_path).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("this build was given no folder {name:?}"))
+        })
     }
 }
 
@@ -96,9 +95,11 @@ impl LocalFiles for LocalFolders {
         }
         let path = self.folder(name)?.join(OsStr::from_bytes(&clean(path.as_bytes())));
         blocking::run(move || {
-            let failed = |error: std::io::Error| Error::io(format!("cannot read {}", path.display()), error);
+            let failed =
+                |error: std::io::Error| Error::io(format!("cannot read {}", path.display()), error);
             // A pipe in the place of the file must not block.
-            let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+            let opened =
+                fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
             let file = match opened {
                 Ok(file) => file,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -106,12 +107,18 @@ impl LocalFiles for LocalFolders {
                 Err(error) => return Err(failed(error)),
             };
             if !file.metadata().map_err(failed)?.is_file() {
-                return Err(Error::new(ErrorKind::Invalid, format!("{} is not a file", path.display())));
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("{} is not a file", path.display()),
+                ));
             }
             let mut bytes = vec![];
             file.take(MAX_READ + 1).read_to_end(&mut bytes).map_err(failed)?;
             if bytes.len() as u64 > MAX_READ {
-                return Err(Error::new(ErrorKind::Invalid, format!("{} is larger than 32 MiB", path.display())));
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("{} is larger than 32 MiB", path.display()),
+                ));
             }
             Ok(Some(bytes.into()))
         })
@@ -137,8 +144,9 @@ impl Patterns {
         if patterns.is_empty() {
             return Ok(None);
         }
-        let matcher = PatternMatcher::new(patterns)
-            .map_err(|error| Error::new(ErrorKind::Invalid, "cannot use the patterns").because(error))?;
+        let matcher = PatternMatcher::new(patterns).map_err(|error| {
+            Error::new(ErrorKind::Invalid, "cannot use the patterns").because(error)
+        })?;
         Ok(Some(Self { matcher, parents: vec![] }))
     }
 
@@ -160,7 +168,11 @@ impl Patterns {
 impl Selection {
     fn new(folder: &Path, request: &LocalRequest) -> Result<Self, Error> {
         Ok(Self {
-            followed: request.follow_paths.as_ref().map(|paths| follow(folder, paths)).transpose()?,
+            followed: request
+                .follow_paths
+                .as_ref()
+                .map(|paths| follow(folder, paths))
+                .transpose()?,
             include: Patterns::new(&request.include)?,
             exclude: Patterns::new(&request.exclude)?,
         })
@@ -255,14 +267,23 @@ fn parts(path: &[u8]) -> Vec<Vec<u8>> {
 fn matching(folder: &Path, pattern: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
             return Ok(vec![]);
         }
         Err(error) => return Err(Error::io(format!("cannot read {}", folder.display()), error)),
     };
     let mut names: Vec<OsString> = vec![];
     for entry in entries {
-        names.push(entry.map_err(|error| Error::io(format!("cannot read {}", folder.display()), error))?.file_name());
+        names.push(
+            entry
+                .map_err(|error| Error::io(format!("cannot read {}", folder.display()), error))?
+                .file_name(),
+        );
     }
     let names = names.into_iter().map(OsString::into_vec);
     Ok(names.filter(|name| crate::glob::matches(pattern, name)).collect())
@@ -308,7 +329,10 @@ mod tests {
             follow_paths: Some(list.iter().map(|s| (*s).to_owned()).collect()),
             ..Default::default()
         };
-        assert_eq!(select(folder.path(), follow(&["/link/file"])), ["link", "real", "real/deep", "real/deep/file"]);
+        assert_eq!(
+            select(folder.path(), follow(&["/link/file"])),
+            ["link", "real", "real/deep", "real/deep/file"]
+        );
         assert_eq!(select(folder.path(), follow(&["x*", "nowhere"])), ["x1", "x2"]);
         assert_eq!(select(folder.path(), follow(&["./other/"])), ["other", "other/file"]);
         assert_eq!(select(folder.path(), follow(&["/"])).len(), 9);

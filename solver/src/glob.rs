@@ -100,7 +100,8 @@ fn class(mut rest: &[u8], character: u32) -> Option<&[u8]> {
         }
         first = false;
         let (low, after) = class_character(rest)?;
-        let (high, after) = if after.first() == Some(&b'-') { class_character(&after[1..])? } else { (low, after) };
+        let (high, after) =
+            if after.first() == Some(&b'-') { class_character(&after[1..])? } else { (low, after) };
         found |= (low..=high).contains(&character);
         rest = after;
     }

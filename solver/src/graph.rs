@@ -77,8 +77,11 @@ pub(crate) type Vertices = HashMap<(Digest, bool), Arc<Vertex>>;
 
 /// Loads a definition and returns the edge it stands for.
 pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge> {
-    let sources: Vec<Arc<pb::SourceInfo>> =
-        definition.source.iter().flat_map(|source| source.infos.iter().cloned().map(Arc::new)).collect();
+    let sources: Vec<Arc<pb::SourceInfo>> = definition
+        .source
+        .iter()
+        .flat_map(|source| source.infos.iter().cloned().map(Arc::new))
+        .collect();
     // Within one definition a digest names one vertex, whatever its freshness.
     let mut loaded: HashMap<Digest, Arc<Vertex>> = HashMap::new();
     for (digest, op) in definition.vertices()? {
@@ -87,15 +90,24 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
             .inputs
             .iter()
             .map(|input| {
-                let vertex = input.digest.parse().ok().and_then(|digest: Digest| loaded.get(&digest).cloned());
+                let vertex = input
+                    .digest
+                    .parse()
+                    .ok()
+                    .and_then(|digest: Digest| loaded.get(&digest).cloned());
                 let index = usize::try_from(input.index).ok();
                 vertex.zip(index).map(|(vertex, index)| Edge { vertex, index }).ok_or_else(|| {
-                    Cause::Invalid(format!("vertex {digest} has an input {} that is not there", input.digest))
+                    Cause::Invalid(format!(
+                        "vertex {digest} has an input {} that is not there",
+                        input.digest
+                    ))
                 })
             })
             .collect::<std::result::Result<Vec<_>, Cause>>()?;
-        let fresh = metadata.is_some_and(|m| m.ignore_cache) || inputs.iter().any(|edge| edge.vertex.fresh);
-        let locations = definition.source.as_ref().and_then(|source| source.locations.get(&digest.to_string()));
+        let fresh =
+            metadata.is_some_and(|m| m.ignore_cache) || inputs.iter().any(|edge| edge.vertex.fresh);
+        let locations =
+            definition.source.as_ref().and_then(|source| source.locations.get(&digest.to_string()));
         let location = locations.and_then(|locations| locations.locations.first());
         let name = metadata
             .and_then(|metadata| metadata.description.get("llb.customname"))
@@ -129,7 +141,9 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
         loaded.insert(digest, vertex.clone());
     }
     let (head, index) = definition.head()?;
-    let vertex = loaded.remove(&head).ok_or_else(|| Cause::Invalid(format!("vertex {head} is not there")))?;
+    let vertex = loaded
+        .remove(&head)
+        .ok_or_else(|| Cause::Invalid(format!("vertex {head} is not there")))?;
     Ok(Edge { vertex, index })
 }
 
@@ -148,7 +162,9 @@ fn to_platform(platform: &pb::Platform) -> Platform {
 fn describe(op: &pb::Op) -> String {
     match &op.op {
         Some(pb::op::Op::Source(source)) => source.identifier.clone(),
-        Some(pb::op::Op::Exec(exec)) => exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default(),
+        Some(pb::op::Op::Exec(exec)) => {
+            exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default()
+        }
         Some(pb::op::Op::File(_)) => "file".into(),
         Some(pb::op::Op::Build(_)) => "build".into(),
         Some(pb::op::Op::Merge(_)) => "merge".into(),
@@ -161,7 +177,8 @@ fn describe(op: &pb::Op) -> String {
 /// Checks what later code relies on: every index an op names exists.
 fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
     let fail = |what: &str| Err(Cause::Invalid(format!("vertex {digest}: {what}")).into());
-    let input = |index: i64| index == -1 || usize::try_from(index).is_ok_and(|index| index < inputs);
+    let input =
+        |index: i64| index == -1 || usize::try_from(index).is_ok_and(|index| index < inputs);
     match op {
         pb::op::Op::Exec(exec) => {
             let Some(meta) = &exec.meta else { return fail("a process needs its parameters") };
@@ -187,7 +204,9 @@ fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
                 return fail("the outputs of a file operation must be counted from 0 without gaps");
             }
             for (at, action) in file.actions.iter().enumerate() {
-                let earlier = |index: i64| index >= -1 && index < i64::try_from(inputs + at).unwrap_or(i64::MAX);
+                let earlier = |index: i64| {
+                    index >= -1 && index < i64::try_from(inputs + at).unwrap_or(i64::MAX)
+                };
                 if !earlier(action.input) || !earlier(action.secondary_input) {
                     return fail("an action names an input that is not there");
                 }
@@ -196,7 +215,9 @@ fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
                 }
             }
         }
-        pb::op::Op::Merge(merge) if !merge.inputs.iter().all(|i| i.input >= 0 && input(i.input)) => {
+        pb::op::Op::Merge(merge)
+            if !merge.inputs.iter().all(|i| i.input >= 0 && input(i.input)) =>
+        {
             return fail("a merge names an input that is not there");
         }
         pb::op::Op::Diff(diff) => {
@@ -248,7 +269,10 @@ mod tests {
     #[test]
     fn hostile_operations_are_refused() {
         let source = op(
-            pb::op::Op::Source(pb::SourceOp { identifier: "local://x".into(), attrs: BTreeMap::new() }),
+            pb::op::Op::Source(pb::SourceOp {
+                identifier: "local://x".into(),
+                attrs: BTreeMap::new(),
+            }),
             vec![],
         );
         let mount = |input| pb::Mount { input, dest: "/".into(), ..Default::default() };
@@ -256,10 +280,19 @@ mod tests {
         let bad = [
             pb::op::Op::Exec(pb::ExecOp::default()),
             pb::op::Op::Exec(pb::ExecOp { meta: meta(), ..Default::default() }),
-            pb::op::Op::Exec(pb::ExecOp { meta: meta(), mounts: vec![mount(7)], ..Default::default() }),
+            pb::op::Op::Exec(pb::ExecOp {
+                meta: meta(),
+                mounts: vec![mount(7)],
+                ..Default::default()
+            }),
             pb::op::Op::File(pb::FileOp::default()),
             pb::op::Op::File(pb::FileOp {
-                actions: vec![pb::FileAction { input: 9, secondary_input: -1, output: 0, action: None }],
+                actions: vec![pb::FileAction {
+                    input: 9,
+                    secondary_input: -1,
+                    output: 0,
+                    action: None,
+                }],
             }),
             pb::op::Op::Merge(pb::MergeOp { inputs: vec![pb::MergeInput { input: -3 }] }),
             pb::op::Op::Diff(pb::DiffOp::default()),
@@ -275,7 +308,10 @@ mod tests {
     #[test]
     fn the_same_vertex_of_two_definitions_is_one() {
         let source = op(
-            pb::op::Op::Source(pb::SourceOp { identifier: "local://x".into(), attrs: BTreeMap::new() }),
+            pb::op::Op::Source(pb::SourceOp {
+                identifier: "local://x".into(),
+                attrs: BTreeMap::new(),
+            }),
             vec![],
         );
         let last = pb::Op { inputs: vec![input(&source)], ..Default::default() };

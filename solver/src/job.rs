@@ -59,6 +59,8 @@ struct Inner {
     locals: tokio::sync::Mutex<HashMap<LocalRequest, Arc<View>>>,
     /// One lock per image that is being fetched.
     pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// The time of what the build makes, in nanoseconds since 1970, where it is not to be the present.
+    time: Option<i64>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -95,7 +97,21 @@ impl Drop for Announced<'_> {
 
 impl Job {
     /// Starts a build.
-    pub fn new(worker: Worker, client: Arc<dyn LocalFiles>, progress: Arc<dyn ProgressSink>) -> Self {
+    pub fn new(
+        worker: Worker,
+        client: Arc<dyn LocalFiles>,
+        progress: Arc<dyn ProgressSink>,
+    ) -> Self {
+        Self::at(worker, client, progress, None)
+    }
+
+    /// Starts a build that dates the folders it makes at `time`, in nanoseconds since 1970.
+    pub fn at(
+        worker: Worker,
+        client: Arc<dyn LocalFiles>,
+        progress: Arc<dyn ProgressSink>,
+        time: Option<i64>,
+    ) -> Self {
         Self(Arc::new(Inner {
             worker,
             client,
@@ -104,6 +120,7 @@ impl Job {
             remote: Mutex::default(),
             locals: tokio::sync::Mutex::default(),
             pulls: Mutex::default(),
+            time,
         }))
     }
 
@@ -142,7 +159,9 @@ impl Job {
         let snapshot = self.solve(edge).await?;
         self.provide(&snapshot).await?;
         let (store, path) = (self.store().clone(), path.to_owned());
-        Ok(blocking::run(move || store.view(&snapshot.layers)?.read(path.as_bytes(), limit)).await?.map(Bytes::from))
+        Ok(blocking::run(move || store.view(&snapshot.layers)?.read(path.as_bytes(), limit))
+            .await?
+            .map(Bytes::from))
     }
 
     fn store(&self) -> &Store {
@@ -150,12 +169,15 @@ impl Job {
     }
 
     fn key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> Deep<'a, Result<ResultKey>> {
-        let compute = || async { self.compute_key(vertex).await.map_err(|error| self.blame(vertex, error)) };
+        let compute =
+            || async { self.compute_key(vertex).await.map_err(|error| self.blame(vertex, error)) };
         Deep::new(async move { vertex.key.get_or_init(compute).await.clone() })
     }
 
     fn quick_key<'a>(&'a self, vertex: &'a Arc<Vertex>) -> Deep<'a, Result<Option<ResultKey>>> {
-        let compute = || async { self.compute_quick_key(vertex).await.map_err(|error| self.blame(vertex, error)) };
+        let compute = || async {
+            self.compute_quick_key(vertex).await.map_err(|error| self.blame(vertex, error))
+        };
         Deep::new(async move { vertex.quick_key.get_or_init(compute).await.clone() })
     }
 
@@ -184,7 +206,9 @@ impl Job {
                     .at(|| vertex.failed()));
             }
             pb::op::Op::Exec(_) | pb::op::Op::Merge(_) | pb::op::Op::Diff(_) => {
-                let inputs = try_join_all(vertex.inputs.iter().map(|edge| self.quick_key(&edge.vertex))).await?;
+                let inputs =
+                    try_join_all(vertex.inputs.iter().map(|edge| self.quick_key(&edge.vertex)))
+                        .await?;
                 match inputs.into_iter().collect::<Option<Vec<_>>>() {
                     Some(inputs) => definition_key(vertex, &inputs),
                     None => return Ok(None),
@@ -201,7 +225,8 @@ impl Job {
         match &vertex.op {
             pb::op::Op::File(op) => self.file_key(vertex, op).await,
             _ => {
-                let inputs = try_join_all(vertex.inputs.iter().map(|edge| self.key(&edge.vertex))).await?;
+                let inputs =
+                    try_join_all(vertex.inputs.iter().map(|edge| self.key(&edge.vertex))).await?;
                 Ok(definition_key(vertex, &inputs))
             }
         }
@@ -209,11 +234,19 @@ impl Job {
 
     /// A file operation is identified by what it does, what it does it to, and the content it reads. The content of a
     /// step's result is known only once the step has run, so the step's key is kept as another name of it.
-    async fn quick_file_key(&self, vertex: &Arc<Vertex>, op: &pb::FileOp) -> Result<Option<ResultKey>> {
+    async fn quick_file_key(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &pb::FileOp,
+    ) -> Result<Option<ResultKey>> {
         let reads = FileReads::of(vertex, op);
-        let bases = try_join_all(reads.bases.iter().map(|at| self.quick_key(&vertex.inputs[*at].vertex))).await?;
+        let bases =
+            try_join_all(reads.bases.iter().map(|at| self.quick_key(&vertex.inputs[*at].vertex)))
+                .await?;
         let Some(bases) = bases.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
-        let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? else { return Ok(None) };
+        let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? else {
+            return Ok(None);
+        };
         if reads.certain() {
             return self.file_content(vertex, op, &reads, &bases).await.map(Some);
         }
@@ -228,7 +261,8 @@ impl Job {
     async fn file_key(&self, vertex: &Arc<Vertex>, op: &pb::FileOp) -> Result<ResultKey> {
         let reads = FileReads::of(vertex, op);
         let bases = try_join_all(reads.bases.iter().map(|at| self.key(&vertex.inputs[*at].vertex)));
-        let sources = try_join_all(reads.copies.iter().map(|(_, at)| self.view(&vertex.inputs[*at])));
+        let sources =
+            try_join_all(reads.copies.iter().map(|(_, at)| self.view(&vertex.inputs[*at])));
         let (bases, _) = futures::try_join!(bases, sources)?;
         let key = self.file_content(vertex, op, &reads, &bases).await?;
         if let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? {
@@ -280,10 +314,17 @@ impl Job {
         Ok(ResultKey(hash.finalize().into()))
     }
 
-    async fn read_digest(&self, vertex: &Arc<Vertex>, copy: &pb::FileActionCopy, edge: &Edge) -> Result<[u8; 32]> {
+    async fn read_digest(
+        &self,
+        vertex: &Arc<Vertex>,
+        copy: &pb::FileActionCopy,
+        edge: &Edge,
+    ) -> Result<[u8; 32]> {
         let view = self.view(edge).await?;
         let copy = copy.clone();
-        blocking::run(move || Ok(file::source_digest(&copy, &view))).await?.map_err(|error| error.at(|| vertex.failed()))
+        blocking::run(move || Ok(file::source_digest(&copy, &view)))
+            .await?
+            .map_err(|error| error.at(|| vertex.failed()))
     }
 
     /// Opens an edge for reading, whatever it is.
@@ -298,8 +339,9 @@ impl Job {
     }
 
     async fn local(&self, vertex: &Arc<Vertex>) -> Result<Arc<View>> {
-        let request = local_request(&vertex.op)?
-            .ok_or_else(|| SolveError::from(Cause::Invalid(format!("{} is not a local source", vertex.name))))?;
+        let request = local_request(&vertex.op)?.ok_or_else(|| {
+            SolveError::from(Cause::Invalid(format!("{} is not a local source", vertex.name)))
+        })?;
         let mut locals = self.0.locals.lock().await;
         if let Some(view) = locals.get(&request) {
             return Ok(view.clone());
@@ -312,17 +354,27 @@ impl Job {
         Ok(view)
     }
 
-    async fn image(&self, vertex: &Arc<Vertex>, source: &pb::SourceOp) -> Result<(Snapshot, Vec<Digest>)> {
+    async fn image(
+        &self,
+        vertex: &Arc<Vertex>,
+        source: &pb::SourceOp,
+    ) -> Result<(Snapshot, Vec<Digest>)> {
         vertex.image.get_or_init(|| self.find_image(vertex, source)).await.clone()
     }
 
-    async fn find_image(&self, vertex: &Arc<Vertex>, source: &pb::SourceOp) -> Result<(Snapshot, Vec<Digest>)> {
+    async fn find_image(
+        &self,
+        vertex: &Arc<Vertex>,
+        source: &pb::SourceOp,
+    ) -> Result<(Snapshot, Vec<Digest>)> {
         let failed = |cause: Cause| SolveError::from(cause).at(|| vertex.failed());
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
             return Err(failed(Cause::Unsupported(format!("the source {}", source.identifier))));
         };
         let reference: ImageReference =
-            name.parse().map_err(|error: slipway_spec::ReferenceError| failed(Cause::Invalid(error.to_string())))?;
+            name.parse().map_err(|error: slipway_spec::ReferenceError| {
+                failed(Cause::Invalid(error.to_string()))
+            })?;
         let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
         let lookup = match source.attrs.get("image.resolvemode").map(String::as_str) {
             Some("pull") if reference.digest().is_none() => Lookup::Registry,
@@ -364,7 +416,9 @@ impl Job {
         for layer in self.missing(wanted).await? {
             images.entry(layer.reference.to_string()).or_default().push(layer);
         }
-        try_join_all(images.into_iter().map(|(reference, layers)| self.pull(reference, layers))).await.map(drop)
+        try_join_all(images.into_iter().map(|(reference, layers)| self.pull(reference, layers)))
+            .await
+            .map(drop)
     }
 
     async fn missing(&self, wanted: Vec<RemoteLayer>) -> Result<Vec<RemoteLayer>> {
@@ -394,38 +448,57 @@ impl Job {
             return Ok(());
         }
         // The platforms of an image have different layers and are different work.
-        let blobs: Vec<String> = missing.iter().map(|layer| layer.descriptor.digest.to_string()).collect();
+        let blobs: Vec<String> =
+            missing.iter().map(|layer| layer.descriptor.digest.to_string()).collect();
         let id = Digest::of(format!("{name} {}", blobs.join(" ")).as_bytes());
         self.0.progress.send(ProgressEvent::Started { vertex: id.clone(), name });
         let announced = Announced { progress: &*self.0.progress, vertex: &id, ended: false };
         let fetched = try_join_all(missing.iter().map(|layer| self.fetch(&id, layer))).await;
         announced.end(match &fetched {
             Ok(_) => ProgressEvent::Done { vertex: id.clone() },
-            Err(error) => ProgressEvent::Failed { vertex: id.clone(), error: error.to_string().into() },
+            Err(error) => {
+                ProgressEvent::Failed { vertex: id.clone(), error: error.to_string().into() }
+            }
         });
         fetched.map(drop)
     }
 
     async fn fetch(&self, vertex: &Digest, layer: &RemoteLayer) -> Result<()> {
-        let (total, id): (u64, Arc<str>) = (layer.descriptor.size, layer.descriptor.digest.to_string().into());
+        let (total, id): (u64, Arc<str>) =
+            (layer.descriptor.size, layer.descriptor.digest.to_string().into());
         let progress = self.0.progress.clone();
         let report = |current: u64, done: bool| {
-            progress.send(ProgressEvent::Status { vertex: vertex.clone(), id: id.clone(), current, total, done });
+            progress.send(ProgressEvent::Status {
+                vertex: vertex.clone(),
+                id: id.clone(),
+                current,
+                total,
+                done,
+            });
         };
         report(0, false);
         let registry = self.0.worker.images.registry();
-        transfer::fetch_blob(self.store(), registry, &layer.reference, &layer.descriptor, &|current| {
-            report(current, false);
-        })
+        transfer::fetch_blob(
+            self.store(),
+            registry,
+            &layer.reference,
+            &layer.descriptor,
+            &|current| {
+                report(current, false);
+            },
+        )
         .await?;
         let (store, layer) = (self.store().clone(), layer.clone());
-        blocking::run(move || store.record_layer_blob(layer.layer, &layer.descriptor, None)).await?;
+        blocking::run(move || store.record_layer_blob(layer.layer, &layer.descriptor, None))
+            .await?;
         report(total, true);
         Ok(())
     }
 
     fn results<'a>(&'a self, vertex: &'a Arc<Vertex>) -> Deep<'a, Result<Vec<Snapshot>>> {
-        let compute = || async { self.compute_results(vertex).await.map_err(|error| self.blame(vertex, error)) };
+        let compute = || async {
+            self.compute_results(vertex).await.map_err(|error| self.blame(vertex, error))
+        };
         Deep::new(async move { vertex.results.get_or_init(compute).await.clone() })
     }
 
@@ -436,7 +509,9 @@ impl Job {
         if own && !vertex.announced.swap(true, Ordering::Relaxed) {
             let (digest, name) = (vertex.digest.clone(), vertex.name.clone());
             self.0.progress.send(ProgressEvent::Started { vertex: digest.clone(), name });
-            self.0.progress.send(ProgressEvent::Failed { vertex: digest, error: error.to_string().into() });
+            self.0
+                .progress
+                .send(ProgressEvent::Failed { vertex: digest, error: error.to_string().into() });
         }
         error
     }
@@ -500,7 +575,8 @@ impl Job {
         if reads.certain() || !matches!(vertex.quick_key.get(), Some(Ok(Some(_)))) {
             return Ok(true);
         }
-        let bases = try_join_all(reads.bases.iter().map(|at| self.key(&vertex.inputs[*at].vertex))).await?;
+        let bases =
+            try_join_all(reads.bases.iter().map(|at| self.key(&vertex.inputs[*at].vertex))).await?;
         let content = self.file_content(vertex, op, &reads, &bases).await?;
         if content == *key {
             return Ok(true);
@@ -522,23 +598,37 @@ impl Job {
         let bases = bases.as_ref();
         try_join_all(vertex.inputs.iter().enumerate().map(|(at, edge)| async move {
             let read_only = bases.is_some_and(|bases| !bases.contains(&at));
-            if read_only && is_local(&edge.vertex.op) { Ok(Snapshot::default()) } else { self.solve(edge).await }
+            if read_only && is_local(&edge.vertex.op) {
+                Ok(Snapshot::default())
+            } else {
+                self.solve(edge).await
+            }
         }))
         .await
     }
 
     async fn execute(&self, vertex: &Arc<Vertex>, inputs: Vec<Snapshot>) -> Result<Vec<Snapshot>> {
         match &vertex.op {
-            pb::op::Op::Exec(op) => exec::run(&self.0.worker, &self.0.progress, vertex, op, &inputs).await,
+            pb::op::Op::Exec(op) => {
+                exec::run(&self.0.worker, &self.0.progress, vertex, op, &inputs).await
+            }
             pb::op::Op::File(op) => {
                 let locals = join_all(vertex.inputs.iter().map(|edge| async move {
-                    if is_local(&edge.vertex.op) { self.local(&edge.vertex).await.map(Some) } else { Ok(None) }
+                    if is_local(&edge.vertex.op) {
+                        self.local(&edge.vertex).await.map(Some)
+                    } else {
+                        Ok(None)
+                    }
                 }))
                 .await
                 .into_iter()
                 .collect::<Result<Vec<_>>>()?;
                 let (store, op, name) = (self.store().clone(), op.clone(), vertex.name.clone());
-                blocking::run(move || Ok(crate::operation::apply_file_op(&store, &op, &inputs, locals, &name))).await?
+                let now = self.0.time.unwrap_or_else(now);
+                blocking::run(move || {
+                    Ok(crate::operation::apply_file_op(&store, &op, &inputs, locals, &name, now))
+                })
+                .await?
             }
             _ => Err(Cause::Unsupported("this kind of build step".into()).into()),
         }
@@ -548,10 +638,14 @@ impl Job {
     async fn recall(&self, key: &ResultKey, outputs: usize) -> Result<Option<Vec<Snapshot>>> {
         let (store, key) = (self.store().clone(), *key);
         let found = blocking::run(move || {
-            (0..outputs).map(|output| store.result(&output_key(&key, output))).collect::<slipway_store::Result<Vec<_>>>()
+            (0..outputs)
+                .map(|output| store.result(&output_key(&key, output)))
+                .collect::<slipway_store::Result<Vec<_>>>()
         })
         .await?;
-        let Some(found) = found.into_iter().collect::<Option<Vec<StepResult>>>() else { return Ok(None) };
+        let Some(found) = found.into_iter().collect::<Option<Vec<StepResult>>>() else {
+            return Ok(None);
+        };
         let remote: BTreeSet<LayerId> = lock(&self.0.remote).keys().copied().collect();
         let store = self.store().clone();
         Ok(blocking::run(move || {
@@ -565,8 +659,14 @@ impl Job {
         .await?)
     }
 
-    async fn remember(&self, vertex: &Arc<Vertex>, key: &ResultKey, results: &[Snapshot]) -> Result<()> {
-        let (store, key, results, name) = (self.store().clone(), *key, results.to_vec(), vertex.name.clone());
+    async fn remember(
+        &self,
+        vertex: &Arc<Vertex>,
+        key: &ResultKey,
+        results: &[Snapshot],
+    ) -> Result<()> {
+        let (store, key, results, name) =
+            (self.store().clone(), *key, results.to_vec(), vertex.name.clone());
         Ok(blocking::run(move || {
             for (output, snapshot) in results.into_iter().enumerate() {
                 let result = StepResult { snapshot, created: now() };
@@ -579,7 +679,10 @@ impl Job {
 
     fn start<'a>(&'a self, vertex: &'a Vertex) -> Announced<'a> {
         vertex.announced.store(true, Ordering::Relaxed);
-        self.0.progress.send(ProgressEvent::Started { vertex: vertex.digest.clone(), name: vertex.name.clone() });
+        self.0.progress.send(ProgressEvent::Started {
+            vertex: vertex.digest.clone(),
+            name: vertex.name.clone(),
+        });
         Announced { progress: &*self.0.progress, vertex: &vertex.digest, ended: false }
     }
 
@@ -592,7 +695,10 @@ impl Job {
                 Ok(value)
             }
             Err(error) => {
-                announced.end(ProgressEvent::Failed { vertex: vertex_digest, error: error.to_string().into() });
+                announced.end(ProgressEvent::Failed {
+                    vertex: vertex_digest,
+                    error: error.to_string().into(),
+                });
                 Err(error.at(|| vertex.failed()))
             }
         }
@@ -609,16 +715,19 @@ impl Job {
             }
         }
         for vertex in order.into_iter().rev() {
-            self.0
-                .progress
-                .send(ProgressEvent::Cached { vertex: vertex.digest.clone(), name: vertex.name.clone() });
+            self.0.progress.send(ProgressEvent::Cached {
+                vertex: vertex.digest.clone(),
+                name: vertex.name.clone(),
+            });
         }
     }
 }
 
 /// Nanoseconds since 1970 now.
 pub(crate) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
 }
 
 /// Keys of different kinds of steps never meet; the number is raised when what a kind of step does changes.
@@ -677,7 +786,10 @@ fn merge(op: &pb::MergeOp, parts: &[Snapshot]) -> Result<Vec<Snapshot>> {
 /// Takes what one file system has on top of another.
 fn diff(op: &pb::DiffOp, parts: &[Snapshot]) -> Result<Vec<Snapshot>> {
     let side = |input: Option<i64>| -> Snapshot {
-        input.and_then(|i| usize::try_from(i).ok()).and_then(|i| parts.get(i).cloned()).unwrap_or_default()
+        input
+            .and_then(|i| usize::try_from(i).ok())
+            .and_then(|i| parts.get(i).cloned())
+            .unwrap_or_default()
     };
     let lower = side(op.lower.as_ref().map(|side| side.input));
     let upper = side(op.upper.as_ref().map(|side| side.input));
@@ -762,8 +874,9 @@ fn local_request(op: &pb::op::Op) -> Result<Option<LocalRequest>> {
             .attrs
             .get(key)
             .map(|json| {
-                serde_json::from_str(json)
-                    .map_err(|error| Cause::Invalid(format!("local source {name:?}: {key}: {error}")).into())
+                serde_json::from_str(json).map_err(|error| {
+                    Cause::Invalid(format!("local source {name:?}: {key}: {error}")).into()
+                })
             })
             .transpose()
     };

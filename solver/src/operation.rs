@@ -2,6 +2,7 @@
 
 pub(crate) mod exec;
 pub(crate) mod file;
+mod mode;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub(crate) fn apply_file_op(
     inputs: &[Snapshot],
     locals: Vec<Option<Arc<View>>>,
     name: &str,
+    now: i64,
 ) -> Result<Vec<Snapshot>> {
     let count = inputs.len();
     let views = locals
@@ -32,7 +34,7 @@ pub(crate) fn apply_file_op(
             None => Ok(Some(Arc::new(store.view(&snapshot.layers)?))),
         })
         .collect::<Result<Vec<_>>>()?;
-    let context = file::FileContext { store, now: crate::job::now(), inputs: &views };
+    let context = file::FileContext { store, now, inputs: &views };
     // What each action made, until the next one or an output takes it.
     let mut made: Vec<Option<(Snapshot, View)>> = vec![];
     let mut outputs: Vec<Option<Snapshot>> = vec![];
@@ -47,9 +49,17 @@ pub(crate) fn apply_file_op(
         let source = match usize::try_from(action.secondary_input) {
             Err(_) => None,
             Ok(at) if at < count => views[at].as_deref(),
-            Ok(_) => return Err(Cause::Unsupported("a copy from another action of the same operation".into()).into()),
+            Ok(_) => {
+                return Err(Cause::Unsupported(
+                    "a copy from another action of the same operation".into(),
+                )
+                .into());
+            }
         };
-        let kind = action.action.as_ref().ok_or_else(|| Cause::Invalid("an action without a kind".into()))?;
+        let kind = action
+            .action
+            .as_ref()
+            .ok_or_else(|| Cause::Invalid("an action without a kind".into()))?;
         file::apply(kind, &mut target, source, &context)?;
         let Ok(output) = usize::try_from(action.output) else {
             made.push(Some((base, target)));

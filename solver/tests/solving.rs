@@ -1,5 +1,7 @@
 //! What a job executes, what it takes from before, and what it tells: with an executor that only counts.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -74,7 +76,10 @@ impl Recorder {
         for event in self.0.lock().unwrap().iter() {
             let (vertex, how) = match event {
                 ProgressEvent::Started { vertex, name } => {
-                    assert!(names.insert(vertex.clone(), name.clone()).is_none(), "{name} started twice");
+                    assert!(
+                        names.insert(vertex.clone(), name.clone()).is_none(),
+                        "{name} started twice"
+                    );
                     continue;
                 }
                 ProgressEvent::Cached { vertex, name } => {
@@ -151,7 +156,8 @@ impl Room {
 
     /// Solves all states at once in one job.
     async fn build(&self, states: &[&State]) -> Built {
-        let definitions: Vec<_> = states.iter().map(|state| marshal(state, None).unwrap()).collect();
+        let definitions: Vec<_> =
+            states.iter().map(|state| marshal(state, None).unwrap()).collect();
         self.solve(&definitions).await
     }
 
@@ -190,7 +196,10 @@ fn run(base: &State, command: &str) -> State {
 fn run_with(base: &State, command: &str, mounts: Vec<ExecMount>, ignore_cache: bool) -> State {
     let args = command.split(' ').map(ToOwned::to_owned).collect();
     let meta = pb::Meta { args, cwd: "/".into(), ..Default::default() };
-    base.exec(Exec { meta, mounts, ..Default::default() }, VertexOptions { ignore_cache, ..named(command) })
+    base.exec(
+        Exec { meta, mounts, ..Default::default() },
+        VertexOptions { ignore_cache, ..named(command) },
+    )
 }
 
 fn context() -> State {
@@ -255,7 +264,10 @@ async fn a_stage_that_gives_the_same_content_changes_nothing_after_it() {
     let room = Room::new();
     let graph = |command: &str| {
         let stage = run(&State::scratch(), command);
-        run(&copy(&run(&State::scratch(), "write base b"), &stage, "/out", "/in"), "write last text")
+        run(
+            &copy(&run(&State::scratch(), "write base b"), &stage, "/out", "/in"),
+            "write last text",
+        )
     };
     drop(room.build(&[&graph("write out same first")]).await.written());
     let built = room.build(&[&graph("write out same second")]).await;
@@ -287,7 +299,11 @@ async fn fresh_steps_run_again_with_all_that_follows() {
 async fn what_heads_share_runs_once() {
     let room = Room::new();
     let shared = run(&State::scratch(), "write shared s");
-    let heads = [run(&shared, "write a a"), run(&shared, "write b b"), copy(&State::scratch(), &shared, "/shared", "/x")];
+    let heads = [
+        run(&shared, "write a a"),
+        run(&shared, "write b b"),
+        copy(&State::scratch(), &shared, "/shared", "/x"),
+    ];
     let built = room.build(&heads.each_ref()).await;
     let mut runs = built.runs.clone();
     runs.sort();
@@ -299,7 +315,9 @@ async fn what_heads_share_runs_once() {
 async fn a_failing_step_is_named_and_ends_the_others() {
     let room = Room::new();
     let failing = run(&State::scratch(), "fail");
-    let mounts = |source: &State| vec![ExecMount { dest: "/m".into(), source: source.clone(), ..Default::default() }];
+    let mounts = |source: &State| {
+        vec![ExecMount { dest: "/m".into(), source: source.clone(), ..Default::default() }]
+    };
     let hanging = run(&State::scratch(), "hang");
     let both = run_with(&failing, "write x x", mounts(&hanging), false);
     let again = run(&failing, "write y y");
@@ -311,7 +329,10 @@ async fn a_failing_step_is_named_and_ends_the_others() {
     runs.sort();
     assert_eq!(runs, ["fail", "hang"]);
     assert_eq!(built.dropped, ["hang"]);
-    assert_eq!(built.ends, BTreeMap::from([("fail".into(), "failed"), ("hang".into(), "canceled")]));
+    assert_eq!(
+        built.ends,
+        BTreeMap::from([("fail".into(), "failed"), ("hang".into(), "canceled")])
+    );
     // What the failed step wrote is gone; what was given up goes when the store is closed.
     let Built { store, .. } = built;
     drop(store);
@@ -329,7 +350,10 @@ async fn a_missing_source_is_shown_at_the_copy() {
     assert_eq!(built.ends["copy /none /x"], "failed");
     let stage = run(&State::scratch(), "write out o");
     let built = room.build(&[&copy(&State::scratch(), &stage, "/none", "/x")]).await;
-    assert_eq!(built.ends, BTreeMap::from([("write out o".into(), "done"), ("copy /none /x".into(), "failed")]));
+    assert_eq!(
+        built.ends,
+        BTreeMap::from([("write out o".into(), "done"), ("copy /none /x".into(), "failed")])
+    );
     let nowhere = State::local("unknown", BTreeMap::new(), named("unknown"));
     let built = room.build(&[&copy(&State::scratch(), &nowhere, "/a", "/x")]).await;
     assert_eq!(built.error().vertex.as_ref().unwrap().name.as_ref(), "unknown");
@@ -421,7 +445,8 @@ fn image(store: &Store) -> (Digest, Digest) {
     let layer = store.adopt_tree(tree, "base").unwrap();
     let blob = store.ensure_blob(layer, &[], &Default::default()).unwrap();
     let host = slipway_spec::Platform::host();
-    let mut config = ImageConfig { os: host.os, architecture: host.architecture, ..Default::default() };
+    let mut config =
+        ImageConfig { os: host.os, architecture: host.architecture, ..Default::default() };
     config.rootfs.diff_ids = vec![blob.diff_id];
     let config = store.put(MediaType::OCI_CONFIG, &serde_json::to_vec(&config).unwrap()).unwrap();
     let manifest = Manifest {
@@ -448,15 +473,20 @@ async fn layers_of_a_base_are_fetched_only_when_something_runs() {
     let built = room.build(&[&graph]).await;
     assert_eq!(built.runs, ["write a a"], "{:?}", built.result);
     drop(built);
-    fs::remove_file(room.folder.path().join("store/content/blobs/sha256").join(blob.hex())).unwrap();
-    let only_blob: Vec<_> = fs::read_dir(layer_folders(&room)).unwrap().map(|layer| layer.unwrap().path()).collect();
+    fs::remove_file(room.folder.path().join("store/content/blobs/sha256").join(blob.hex()))
+        .unwrap();
+    let only_blob: Vec<_> =
+        fs::read_dir(layer_folders(&room)).unwrap().map(|layer| layer.unwrap().path()).collect();
     for layer in only_blob.iter().filter(|layer| layer.join("fs/etc").exists()) {
         fs::remove_dir_all(layer).unwrap();
     }
     let built = room.build(&[&graph]).await;
     assert!(built.result.is_ok());
     assert_eq!(built.runs, Vec::<String>::new());
-    assert_eq!(built.ends, BTreeMap::from([("base".into(), "cached"), ("write a a".into(), "cached")]));
+    assert_eq!(
+        built.ends,
+        BTreeMap::from([("base".into(), "cached"), ("write a a".into(), "cached")])
+    );
     drop(built);
     let (one, two) = (run(&base, "write b b"), run(&base, "write c c"));
     let built = room.build(&[&one, &two]).await;
@@ -472,7 +502,10 @@ async fn a_base_from_the_client_keeps_its_content() {
     room.put("a", "one");
     let made = FileActions::new().mkfile("/b", 0o644, b"two".to_vec(), None, None);
     let built = room.build(&[&context().file(made, named("mkfile"))]).await;
-    assert_eq!((built.read("a").as_deref(), built.read("b").as_deref()), (Some("one"), Some("two")));
+    assert_eq!(
+        (built.read("a").as_deref(), built.read("b").as_deref()),
+        (Some("one"), Some("two"))
+    );
 }
 
 #[tokio::test]
@@ -480,15 +513,21 @@ async fn owners_are_looked_up_in_what_is_changed() {
     let room = Room::new();
     room.put("a", "one");
     let graph = |line: &str| {
-        let accounts = FileActions::new()
-            .mkdir("/etc", 0o755, None, Some(0))
-            .mkfile("/etc/passwd", 0o644, line.as_bytes().to_vec(), None, Some(0));
+        let accounts = FileActions::new().mkdir("/etc", 0o755, None, Some(0)).mkfile(
+            "/etc/passwd",
+            0o644,
+            line.as_bytes().to_vec(),
+            None,
+            Some(0),
+        );
         let base = State::scratch().file(accounts, named("accounts"));
         let owner = Some(Owner { user: Some(WhoIs::Name("app".into())), group: None });
         let action = Copy { src: "/a".into(), dest: "/a".into(), owner, ..Default::default() };
         base.file(FileActions::new().copy(&context(), action), named("copy"))
     };
-    for (line, expected) in [("app:x:5:6::/:\n", (5, 6)), ("app:x:7:8::/:\n", (7, 8)), ("app:x:5:6::/:\n", (5, 6))] {
+    for (line, expected) in
+        [("app:x:5:6::/:\n", (5, 6)), ("app:x:7:8::/:\n", (7, 8)), ("app:x:5:6::/:\n", (5, 6))]
+    {
         let built = room.build(&[&graph(line)]).await;
         let view = built.store.view(&built.result.as_ref().unwrap()[0].layers).unwrap();
         let entry = view.get(b"a").unwrap().unwrap();
@@ -504,7 +543,10 @@ async fn merges_and_diffs() {
     let other = run(&State::scratch(), "write base other");
     let merged = State::merge(&[more.clone(), other.clone()], named("merge"));
     let built = room.build(&[&merged]).await;
-    assert_eq!((built.read("base").as_deref(), built.read("more").as_deref()), (Some("other"), Some("m")));
+    assert_eq!(
+        (built.read("base").as_deref(), built.read("more").as_deref()),
+        (Some("other"), Some("m"))
+    );
     assert_eq!(built.ends["merge"], "done");
     drop(built);
     let built = room.build(&[&State::diff(&base, &more, named("diff"))]).await;
@@ -540,7 +582,8 @@ async fn merges_cannot_exhaust_memory() {
 
 fn chain(length: usize, bottom: State) -> State {
     (0..length).fold(bottom, |state, at| {
-        let made = FileActions::new().mkfile(&format!("/f{at}"), 0o644, b"x".to_vec(), None, Some(0));
+        let made =
+            FileActions::new().mkfile(&format!("/f{at}"), 0o644, b"x".to_vec(), None, Some(0));
         state.file(made, named(&format!("make {at}")))
     })
 }
@@ -586,7 +629,8 @@ struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % limit
     }
 }
@@ -599,12 +643,18 @@ fn random_graph(numbers: &mut Numbers) -> Vec<State> {
         let state = match numbers.below(4) {
             0 => run(&base, &format!("write f{} {at}", at % 3)),
             1 if !other.is_scratch() => {
-                let mount = ExecMount { dest: "/m".into(), source: other, readonly: true, ..Default::default() };
+                let mount = ExecMount {
+                    dest: "/m".into(),
+                    source: other,
+                    readonly: true,
+                    ..Default::default()
+                };
                 run_with(&base, &format!("write f{at} {at}"), vec![mount], false)
             }
             2 if !other.is_scratch() => copy(&base, &other, "/", &format!("/d{at}")),
             _ => {
-                let made = FileActions::new().mkfile(&format!("/f{at}"), 0o644, b"x".to_vec(), None, None);
+                let made =
+                    FileActions::new().mkfile(&format!("/f{at}"), 0o644, b"x".to_vec(), None, None);
                 base.file(made, named(&format!("make {at}")))
             }
         };
@@ -646,12 +696,18 @@ async fn a_graph_solved_twice_runs_nothing_new() {
 async fn hostile_definitions_are_errors() {
     let room = Room::new();
     let scratch_exec = |output: i64| {
-        let meta = pb::Meta { args: vec!["write".into(), "a".into(), "a".into()], ..Default::default() };
+        let meta =
+            pb::Meta { args: vec!["write".into(), "a".into(), "a".into()], ..Default::default() };
         let root = pb::Mount { input: -1, dest: "/".into(), output, ..Default::default() };
         pb::op::Op::Exec(pb::ExecOp { meta: Some(meta), mounts: vec![root], ..Default::default() })
     };
     let file = |output: i64, input: i64| {
-        let mkdir = pb::FileActionMkDir { path: "/a".into(), mode: -1, timestamp: i64::MIN, ..Default::default() };
+        let mkdir = pb::FileActionMkDir {
+            path: "/a".into(),
+            mode: -1,
+            timestamp: i64::MIN,
+            ..Default::default()
+        };
         let action = Some(pb::file_action::Action::Mkdir(mkdir));
         let action = pb::FileAction { input, secondary_input: -1, output, action };
         pb::op::Op::File(pb::FileOp { actions: vec![action] })
@@ -667,7 +723,10 @@ async fn hostile_definitions_are_errors() {
         file(0, i64::MAX),
         file(0, i64::MIN),
         pb::op::Op::Build(pb::BuildOp::default()),
-        pb::op::Op::Source(pb::SourceOp { identifier: "docker-image://".into(), ..Default::default() }),
+        pb::op::Op::Source(pb::SourceOp {
+            identifier: "docker-image://".into(),
+            ..Default::default()
+        }),
         pb::op::Op::Source(pb::SourceOp { identifier: "git://x".into(), ..Default::default() }),
         pb::op::Op::Source(pb::SourceOp {
             identifier: "local://context".into(),

@@ -20,7 +20,11 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
     /// Free-form metadata.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "crate::manifest::null_default")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "crate::manifest::null_default"
+    )]
     pub annotations: BTreeMap<String, String>,
     /// The platform, for entries of an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,11 +37,21 @@ pub struct Descriptor {
 impl Descriptor {
     /// Describes content with no further metadata.
     pub fn new(media_type: MediaType, digest: Digest, size: u64) -> Self {
-        Self { media_type, digest, size, urls: vec![], annotations: BTreeMap::new(), platform: None, artifact_type: None }
+        Self {
+            media_type,
+            digest,
+            size,
+            urls: vec![],
+            annotations: BTreeMap::new(),
+            platform: None,
+            artifact_type: None,
+        }
     }
 
     /// Whether an index entry is an attestation rather than an image one can run.
     pub fn is_attestation(&self) -> bool {
-        self.annotations.get("vnd.docker.reference.type").is_some_and(|kind| kind == "attestation-manifest")
+        self.annotations
+            .get("vnd.docker.reference.type")
+            .is_some_and(|kind| kind == "attestation-manifest")
     }
 }

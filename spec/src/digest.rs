@@ -53,7 +53,9 @@ pub enum DigestError {
     #[error("invalid digest {0:?}: only sha256 and sha512 are supported")]
     UnknownAlgorithm(String),
     /// The hex part has the wrong length or characters.
-    #[error("invalid digest {0:?}: the part after the colon must be {1} lower-case hexadecimal digits")]
+    #[error(
+        "invalid digest {0:?}: the part after the colon must be {1} lower-case hexadecimal digits"
+    )]
     BadHex(String, usize),
 }
 
@@ -119,7 +121,8 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let (name, hex) = text.split_once(':').ok_or_else(|| DigestError::Malformed(text.into()))?;
+        let (name, hex) =
+            text.split_once(':').ok_or_else(|| DigestError::Malformed(text.into()))?;
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,

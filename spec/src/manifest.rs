@@ -39,7 +39,11 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
     /// Free-form metadata.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_default")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -56,7 +60,11 @@ pub struct Index {
     #[serde(default, deserialize_with = "null_default")]
     pub manifests: Vec<Descriptor>,
     /// Free-form metadata.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_default")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -70,7 +78,9 @@ pub enum ManifestError {
     #[error("ambiguous document: it has both layers and manifests")]
     Ambiguous,
     /// It is Docker's schema 1.
-    #[error("Docker image manifest schema 1 is not supported; push the image again with a newer client")]
+    #[error(
+        "Docker image manifest schema 1 is not supported; push the image again with a newer client"
+    )]
     Schema1,
     /// It is something else.
     #[error("unsupported manifest of media type {0}")]
@@ -105,7 +115,8 @@ impl Document {
     /// # Errors
     /// When the bytes are neither, or could be both.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let shape: Shape = serde_json::from_slice(bytes).map_err(|e| ManifestError::Json("manifest", e))?;
+        let shape: Shape =
+            serde_json::from_slice(bytes).map_err(|e| ManifestError::Json("manifest", e))?;
         if shape.schema_version == 1 {
             return Err(ManifestError::Schema1);
         }
@@ -121,9 +132,13 @@ impl Document {
             None => shape.manifests.is_some(),
         };
         if index {
-            serde_json::from_slice(bytes).map(Self::Index).map_err(|e| ManifestError::Json("image index", e))
+            serde_json::from_slice(bytes)
+                .map(Self::Index)
+                .map_err(|e| ManifestError::Json("image index", e))
         } else {
-            serde_json::from_slice(bytes).map(Self::Manifest).map_err(|e| ManifestError::Json("image manifest", e))
+            serde_json::from_slice(bytes)
+                .map(Self::Manifest)
+                .map_err(|e| ManifestError::Json("image manifest", e))
         }
     }
 }
@@ -142,7 +157,9 @@ mod tests {
         let both = br#"{"schemaVersion":2,"layers":[],"manifests":[]}"#;
         assert!(matches!(Document::parse(both), Err(ManifestError::Ambiguous)));
         let lying = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","config":{}}"#;
-        assert!(matches!(Document::parse(lying), Ok(Document::Index(index)) if index.manifests.is_empty()));
+        assert!(
+            matches!(Document::parse(lying), Ok(Document::Index(index)) if index.manifests.is_empty())
+        );
         assert!(matches!(Document::parse(br#"{"schemaVersion":1}"#), Err(ManifestError::Schema1)));
         assert!(matches!(Document::parse(b"[]"), Err(ManifestError::Json(..))));
     }

@@ -159,7 +159,8 @@ mod tests {
         }
         assert_eq!(MediaType::OCI_CONFIG.compression(), None);
         assert_eq!(
-            MediaType::new("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip").compression(),
+            MediaType::new("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+                .compression(),
             Some(Compression::Gzip)
         );
     }

@@ -34,12 +34,49 @@ pub struct PlatformError {
 }
 
 const KNOWN_OS: &[&str] = &[
-    "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
-    "openbsd", "plan9", "solaris", "wasip1", "windows", "zos",
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "wasip1",
+    "windows",
+    "zos",
 ];
 const KNOWN_ARCH: &[&str] = &[
-    "386", "amd64", "amd64p32", "arm", "armbe", "arm64", "arm64be", "loong64", "mips", "mipsle", "mips64", "mips64le",
-    "mips64p32", "mips64p32le", "ppc", "ppc64", "ppc64le", "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64",
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "armbe",
+    "arm64",
+    "arm64be",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
     "wasm",
 ];
 
@@ -84,14 +121,17 @@ impl Platform {
         let mut os_features = vec![];
         let mut system = parts[0];
         if let Some((name, rest)) = system.split_once('(') {
-            let inner = rest.strip_suffix(')').ok_or_else(|| fail("a parenthesis is not closed"))?;
+            let inner =
+                rest.strip_suffix(')').ok_or_else(|| fail("a parenthesis is not closed"))?;
             let mut pieces = inner.split('+');
             os_version = pieces.next().filter(|v| !v.is_empty()).map(Into::into);
             os_features = pieces.map(Into::into).collect();
             system = name;
         }
         let word = |s: &str| {
-            !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'.')
+            !s.is_empty()
+                && s.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'.')
         };
         if !word(system) || !parts[1..].iter().all(|p| word(p)) {
             return Err(fail("expected os/architecture[/variant]"));
@@ -148,7 +188,8 @@ impl Platform {
     /// Returns the canonical form: aliases resolved, `arm` as `arm/v7`, `arm64/v8` as `arm64`.
     #[must_use]
     pub fn normalized(&self) -> Self {
-        let (architecture, variant) = normalize_arch(&self.architecture, self.variant.as_deref().unwrap_or_default());
+        let (architecture, variant) =
+            normalize_arch(&self.architecture, self.variant.as_deref().unwrap_or_default());
         Self {
             os: normalize_os(&self.os),
             architecture,
@@ -164,11 +205,17 @@ impl Platform {
         if want.os != have.os || (want.os_version.is_some() && want.os_version != have.os_version) {
             return None;
         }
-        if !have.os_features.iter().all(|feature| want.os_features.is_empty() || want.os_features.contains(feature)) {
+        if !have
+            .os_features
+            .iter()
+            .all(|feature| want.os_features.is_empty() || want.os_features.contains(feature))
+        {
             return None;
         }
         let chain = compatible(&want.architecture, want.variant.as_deref());
-        chain.iter().position(|(arch, variant)| *arch == have.architecture && *variant == have.variant)
+        chain
+            .iter()
+            .position(|(arch, variant)| *arch == have.architecture && *variant == have.variant)
     }
 
     /// Returns a name usable as a folder: `linux_arm64`, `linux_arm_v7`.
@@ -202,7 +249,9 @@ fn normalize_arch(arch: &str, variant: &str) -> (String, String) {
 }
 
 fn compatible(arch: &str, variant: Option<&str>) -> Vec<(&'static str, Option<String>)> {
-    let version = |prefix: &str| variant.and_then(|v| v.strip_prefix(prefix)).and_then(|v| v.parse::<u32>().ok());
+    let version = |prefix: &str| {
+        variant.and_then(|v| v.strip_prefix(prefix)).and_then(|v| v.parse::<u32>().ok())
+    };
     match arch {
         "amd64" => {
             let level = version("v").unwrap_or(1).min(4);
@@ -271,7 +320,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Platform>().unwrap().to_string(), expected, "{text}");
         }
-        for bad in ["", "linux/", "linux/arm/v7/x", "linux/*", "nonsense", "linux/a b", "linux(1/amd64"] {
+        for bad in
+            ["", "linux/", "linux/arm/v7/x", "linux/*", "nonsense", "linux/a b", "linux(1/amd64"]
+        {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
     }

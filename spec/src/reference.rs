@@ -62,7 +62,11 @@ impl ImageReference {
     /// Returns the same name without its digest.
     #[must_use]
     pub fn without_digest(&self) -> Self {
-        Self { digest: None, tag: self.tag.clone().or_else(|| Some("latest".into())), ..self.clone() }
+        Self {
+            digest: None,
+            tag: self.tag.clone().or_else(|| Some("latest".into())),
+            ..self.clone()
+        }
     }
 
     /// Returns the short form that people write: no `docker.io/`, no `library/`.
@@ -127,9 +131,13 @@ fn valid_component(component: &str) -> bool {
 fn valid_host(host: &str) -> bool {
     let (name, port) = if let Some(rest) = host.strip_prefix('[') {
         match rest.split_once(']') {
-            Some((v6, tail)) if v6.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.') => {
+            Some((v6, tail))
+                if v6.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.') =>
+            {
                 return tail.is_empty()
-                    || tail.strip_prefix(':').is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
+                    || tail
+                        .strip_prefix(':')
+                        .is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
             }
             _ => return false,
         }
@@ -155,8 +163,9 @@ impl FromStr for ImageReference {
         let fail = |reason: &str| ReferenceError { text: text.into(), reason: reason.into() };
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => {
-                let digest =
-                    digest.parse::<Digest>().map_err(|e| ReferenceError { text: text.into(), reason: e.to_string() })?;
+                let digest = digest
+                    .parse::<Digest>()
+                    .map_err(|e| ReferenceError { text: text.into(), reason: e.to_string() })?;
                 (name, Some(digest))
             }
             None => (text, None),
@@ -170,7 +179,8 @@ impl FromStr for ImageReference {
         };
         if let Some(tag) = tag {
             let first = tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
-            let rest = tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+            let rest =
+                tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
             if !first || !rest || tag.len() > 128 {
                 return Err(fail("the tag must be 1 to 128 letters, digits, '_', '.' or '-'"));
             }
@@ -187,7 +197,11 @@ impl FromStr for ImageReference {
             None => (DEFAULT_HOST, format!("library/{name}")),
         };
         let host = if host == "index.docker.io" { DEFAULT_HOST } else { host };
-        let path = if host == DEFAULT_HOST && !path.contains('/') { format!("library/{path}") } else { path };
+        let path = if host == DEFAULT_HOST && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path
+        };
         if name.is_empty() {
             return Err(fail("the name is empty"));
         }
@@ -249,8 +263,21 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_name() {
-        for bad in ["", "Debian", "a//b", "a/", "/a", "a:", "a:-x", "a___b", "a..b", "-a", "a b", "a@sha256:12", "x.y:p/z"]
-        {
+        for bad in [
+            "",
+            "Debian",
+            "a//b",
+            "a/",
+            "/a",
+            "a:",
+            "a:-x",
+            "a___b",
+            "a..b",
+            "-a",
+            "a b",
+            "a@sha256:12",
+            "x.y:p/z",
+        ] {
             assert!(bad.parse::<ImageReference>().is_err(), "{bad}");
         }
         assert!("a".repeat(64).parse::<ImageReference>().is_err());

@@ -6,8 +6,12 @@ pub fn format(unix_nanos: i64) -> String {
     let nanos = unix_nanos.rem_euclid(1_000_000_000);
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = civil(days);
-    let mut text =
-        format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60);
+    let mut text = format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    );
     if nanos != 0 {
         let fraction = format!("{nanos:09}");
         text.push('.');
@@ -22,7 +26,10 @@ pub fn parse(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = bytes.get(from..to)?;
-        digits.iter().all(u8::is_ascii_digit).then(|| digits.iter().fold(0, |n, d| n * 10 + i64::from(d - b'0')))
+        digits
+            .iter()
+            .all(u8::is_ascii_digit)
+            .then(|| digits.iter().fold(0, |n, d| n * 10 + i64::from(d - b'0')))
     };
     let separator = |at: usize, wanted: &[u8]| bytes.get(at).is_some_and(|b| wanted.contains(b));
     let shape = separator(4, b"-")
@@ -35,7 +42,12 @@ pub fn parse(text: &str) -> Option<i64> {
     }
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+    if !(1..=12).contains(&month)
+        || !(1..=31).contains(&day)
+        || hour > 23
+        || minute > 59
+        || second > 60
+    {
         return None;
     }
     let mut at = 19;
@@ -46,7 +58,8 @@ pub fn parse(text: &str) -> Option<i64> {
             return None;
         }
         for place in 0..9 {
-            nanos = nanos * 10 + if place < digits { i64::from(bytes[at + 1 + place] - b'0') } else { 0 };
+            nanos = nanos * 10
+                + if place < digits { i64::from(bytes[at + 1 + place] - b'0') } else { 0 };
         }
         at += 1 + digits;
     }
@@ -67,7 +80,8 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -101,8 +115,14 @@ mod tests {
             assert_eq!(parse(text), Some(nanos));
         }
         assert_eq!(parse("2023-11-14T23:13:20+01:00"), Some(1_700_000_000_000_000_000));
-        for bad in ["", "2023", "2023-13-01T00:00:00Z", "2023-01-01T00:00:00", "9999-12-31T00:00:00Z", "2023-01-01T00:00:00.Z"]
-        {
+        for bad in [
+            "",
+            "2023",
+            "2023-13-01T00:00:00Z",
+            "2023-01-01T00:00:00",
+            "9999-12-31T00:00:00Z",
+            "2023-01-01T00:00:00.Z",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -57,7 +57,9 @@ impl Error {
     pub fn io(tried: impl fmt::Display, source: std::io::Error) -> Self {
         let kind = match source.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                ErrorKind::NoSpace
+            }
             _ => ErrorKind::Io,
         };
         Self::new(kind, tried.to_string()).because(source)
@@ -91,7 +93,9 @@ impl From<rusqlite::Error> for Error {
     fn from(source: rusqlite::Error) -> Self {
         let kind = match source.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => ErrorKind::NoSpace,
-            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => ErrorKind::Corrupt,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                ErrorKind::Corrupt
+            }
             _ => ErrorKind::Io,
         };
         Self::new(kind, "metadata database").because(source)

@@ -103,21 +103,21 @@ impl Store {
         let content = root.join("content");
         // The last file that creation writes tells that the rest is there.
         let marker = content.join("oci-layout");
-        if !marker.exists() {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&root)
-                .at("create the state folder", &root)?;
-            // Layers hold other users' set-uid programs: nobody else may reach them.
-            fs::set_permissions(&root, fs::Permissions::from_mode(0o700))
-                .at("set the mode of", &root)?;
-        }
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .at("create the state folder", &root)?;
         // A folder that was lost is made again: what was in it is found missing where it is needed.
         for folder in ["content/blobs/sha256", "layers", "digests", "tmp", "stub"] {
             let path = root.join(folder);
             if !path.is_dir() {
                 fs::create_dir_all(&path).at("create", &path)?;
+                // Layers hold other users' set-uid programs, so nobody else may reach them. The root itself may be
+                // somebody's folder with a mode of its own.
+                let top = root.join(folder.split('/').next().unwrap_or(folder));
+                fs::set_permissions(&top, fs::Permissions::from_mode(0o700))
+                    .at("set the mode of", &top)?;
             }
         }
         let lease = ProcessLease::acquire(&root.join("tmp"))?;

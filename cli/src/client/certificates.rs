@@ -37,13 +37,20 @@ pub(crate) fn hosts(folder: &Path) -> Result<BTreeMap<String, HostOptions>, Fail
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |error| Failure::new(format!("cannot read the certificates in {}: {error}", folder.display()));
+    let failed = |error| {
+        Failure::new(format!("cannot read the certificates in {}: {error}", folder.display()))
+    };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => return Ok(vec![]),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            return Ok(vec![]);
+        }
         Err(error) => return Err(failed(error)),
     };
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, std::io::Error>>().map_err(failed)?;
+    let mut paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>, std::io::Error>>()
+        .map_err(failed)?;
     paths.sort();
     Ok(paths)
 }

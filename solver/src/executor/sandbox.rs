@@ -250,6 +250,12 @@ struct Helper {
 
 impl Helper {
     fn start(command: &HelperCommand) -> io::Result<Self> {
+        // A program that does not know it is the helper would start helpers without end.
+        if super::is_helper(std::env::args_os()) {
+            return Err(io::Error::other(
+                "this program was started as the helper and must call helper_main before anything else",
+            ));
+        }
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,

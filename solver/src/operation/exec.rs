@@ -13,7 +13,9 @@ use slipway_store::{Error, Store, blocking};
 use tokio::sync::mpsc;
 
 use crate::error::{Cause, Result};
-use crate::executor::{self, ExecError, ExecMount, ExecMountKind, ExecSpec, Exit, Network, Stdio, Writable};
+use crate::executor::{
+    self, ExecError, ExecMount, ExecMountKind, ExecSpec, Exit, Network, Stdio, Writable,
+};
 use crate::graph::Vertex;
 use crate::job::Worker;
 
@@ -36,7 +38,10 @@ pub(crate) async fn run(
     let (store, layers) = (worker.store.clone(), base.layers.clone());
     let (folders, mounts) = blocking::run(move || {
         let folders = StepFolders::prepare(&store, &layers)?;
-        let mounts = others.into_iter().map(|mount| mount.prepare(&store)).collect::<slipway_store::Result<Vec<_>>>()?;
+        let mounts = others
+            .into_iter()
+            .map(|mount| mount.prepare(&store))
+            .collect::<slipway_store::Result<Vec<_>>>()?;
         Ok((folders, mounts))
     })
     .await?;
@@ -56,7 +61,11 @@ pub(crate) async fn run(
         // A network of its own is not built yet: a step is given the host's, as its documentation says.
         network: if op.network == pb::NetMode::None as i32 { Network::None } else { Network::Host },
         insecure: false,
-        extra_hosts: meta.extra_hosts.iter().map(|host| (host.host.clone(), host.ip.clone())).collect(),
+        extra_hosts: meta
+            .extra_hosts
+            .iter()
+            .map(|host| (host.host.clone(), host.ip.clone()))
+            .collect(),
         resolv_conf: None,
         platform,
         tty: false,
@@ -84,9 +93,13 @@ fn is_success(meta: &pb::Meta, code: i32) -> bool {
     if meta.valid_exit_codes.is_empty() { code == 0 } else { meta.valid_exit_codes.contains(&code) }
 }
 /// Takes an operation apart, refusing what is not built yet.
-fn read<'a>(op: &'a pb::ExecOp, inputs: &[Snapshot]) -> Result<(&'a pb::Meta, Snapshot, usize, Vec<OtherMount>)> {
+fn read<'a>(
+    op: &'a pb::ExecOp,
+    inputs: &[Snapshot],
+) -> Result<(&'a pb::Meta, Snapshot, usize, Vec<OtherMount>)> {
     let unsupported = |what: &str| Err(Cause::Unsupported(what.to_owned()).into());
-    let meta = op.meta.as_ref().ok_or_else(|| Cause::Invalid("a process without parameters".into()))?;
+    let meta =
+        op.meta.as_ref().ok_or_else(|| Cause::Invalid("a process without parameters".into()))?;
     if op.security != pb::SecurityMode::Sandbox as i32 {
         return unsupported("insecure execution");
     }
@@ -97,14 +110,21 @@ fn read<'a>(op: &'a pb::ExecOp, inputs: &[Snapshot]) -> Result<(&'a pb::Meta, Sn
         return unsupported("a resource limit for a process");
     }
     let (roots, others): (Vec<_>, Vec<_>) = op.mounts.iter().partition(|mount| mount.dest == "/");
-    let [root] = roots.as_slice() else { return unsupported("a process with two root file systems") };
-    if root.mount_type != pb::MountType::Bind as i32 || root.readonly || !matches!(root.selector.as_str(), "" | "/") {
+    let [root] = roots.as_slice() else {
+        return unsupported("a process with two root file systems");
+    };
+    if root.mount_type != pb::MountType::Bind as i32
+        || root.readonly
+        || !matches!(root.selector.as_str(), "" | "/")
+    {
         return unsupported("a root file system that is read-only or part of a larger one");
     }
     let output = usize::try_from(root.output)
         .map_err(|_| Cause::Unsupported("a process whose changes are thrown away".into()))?;
-    let base = usize::try_from(root.input).ok().and_then(|at| inputs.get(at)).cloned().unwrap_or_default();
-    let others = others.into_iter().map(|mount| OtherMount::read(mount, inputs)).collect::<Result<_>>()?;
+    let base =
+        usize::try_from(root.input).ok().and_then(|at| inputs.get(at)).cloned().unwrap_or_default();
+    let others =
+        others.into_iter().map(|mount| OtherMount::read(mount, inputs)).collect::<Result<_>>()?;
     Ok((meta, base, output, others))
 }
 
@@ -129,10 +149,12 @@ impl OtherMount {
                 return unsupported("a mount whose changes become a result of their own");
             }
             Ok(pb::MountType::Bind) => {
-                let input = usize::try_from(mount.input).ok().and_then(|at| inputs.get(at)).cloned();
+                let input =
+                    usize::try_from(mount.input).ok().and_then(|at| inputs.get(at)).cloned();
                 OtherKind::Layers {
                     snapshot: input.unwrap_or_default(),
-                    subpath: Some(mount.selector.clone()).filter(|path| !matches!(path.as_str(), "" | "/")),
+                    subpath: Some(mount.selector.clone())
+                        .filter(|path| !matches!(path.as_str(), "" | "/")),
                     readonly: mount.readonly,
                 }
             }
@@ -212,7 +234,11 @@ async fn execute(
                 executor::Stream::Stdout => Stream::Stdout,
                 executor::Stream::Stderr => Stream::Stderr,
             };
-            progress.send(ProgressEvent::Log { vertex: vertex.digest.clone(), stream, data: (&*data).into() });
+            progress.send(ProgressEvent::Log {
+                vertex: vertex.digest.clone(),
+                stream,
+                data: (&*data).into(),
+            });
         }
     };
     let (exit, ()) = tokio::join!(worker.executor.run(spec, Stdio::Piped(sender)), output);
@@ -252,13 +278,17 @@ impl StepFolders {
     ///
     /// # Errors
     /// When a layer cannot be had or the disk fails.
-    pub(crate) fn prepare(store: &Store, layers: &[slipway_store::snapshot::LayerId]) -> slipway_store::Result<Self> {
+    pub(crate) fn prepare(
+        store: &Store,
+        layers: &[slipway_store::snapshot::LayerId],
+    ) -> slipway_store::Result<Self> {
         let lower = store.folders(layers)?;
         let home = store.temporary("step");
         let upper = home.join("fs");
         let work = home.join("work");
         for folder in [&home, &upper, &work] {
-            fs::create_dir(folder).map_err(|error| Error::io(format!("cannot create {}", folder.display()), error))?;
+            fs::create_dir(folder)
+                .map_err(|error| Error::io(format!("cannot create {}", folder.display()), error))?;
         }
         match lower.last() {
             // The root directory of a mount has the attributes of the topmost folder.
@@ -275,8 +305,11 @@ impl StepFolders {
         name: &str,
     ) -> slipway_store::Result<slipway_store::snapshot::LayerId> {
         let upper = self.upper();
-        let failed = |what: &Path, error: std::io::Error| Error::io(format!("cannot clean up {}", what.display()), error);
-        executor::remove_stubs(&upper, &exit.created_stubs).map_err(|error| failed(&upper, error))?;
+        let failed = |what: &Path, error: std::io::Error| {
+            Error::io(format!("cannot clean up {}", what.display()), error)
+        };
+        executor::remove_stubs(&upper, &exit.created_stubs)
+            .map_err(|error| failed(&upper, error))?;
         let work = self.work();
         fs::remove_dir_all(&work).map_err(|error| failed(&work, error))?;
         store.adopt_folder(&self.home, name)
@@ -291,8 +324,11 @@ fn set_mode(path: &Path, mode: u32) -> slipway_store::Result<()> {
 
 fn copy_attributes(from: &Path, to: &Path) -> slipway_store::Result<()> {
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
-    let metadata = fs::metadata(from).map_err(|error| Error::io(format!("cannot read {}", from.display()), error))?;
-    let failed = |error: std::io::Error| Error::io(format!("cannot set the attributes of {}", to.display()), error);
+    let metadata = fs::metadata(from)
+        .map_err(|error| Error::io(format!("cannot read {}", from.display()), error))?;
+    let failed = |error: std::io::Error| {
+        Error::io(format!("cannot set the attributes of {}", to.display()), error)
+    };
     std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid())).map_err(failed)?;
     set_mode(to, metadata.mode() & 0o7777)?;
     let time = Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() as _ };

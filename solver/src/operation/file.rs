@@ -16,6 +16,7 @@ use slipway_store::tree::scan::{Everything, Ownership, ScanOptions, scan};
 use slipway_store::tree::{Content, Entry, Kind, clean, join, split};
 use slipway_store::view::View;
 
+use super::mode::{self, Mode};
 use crate::error::{Cause, Result};
 use crate::glob;
 
@@ -108,7 +109,9 @@ fn content_digest(content: &Content, buffer: &mut [u8]) -> Result<[u8; 32]> {
     Ok(match content {
         Content::Inline(bytes) => Sha256::digest(bytes).into(),
         Content::Host { digest: Some(digest), .. } => *digest,
-        Content::Host { path, digest: None } => slipway_store::tree::scan::digest_file(path, buffer)?,
+        Content::Host { path, digest: None } => {
+            slipway_store::tree::scan::digest_file(path, buffer)?
+        }
     })
 }
 
@@ -143,7 +146,9 @@ fn walk_taken(
     // Excluded directories on the way to the current path: they are taken after all when something in them is.
     let mut waiting: Vec<(Vec<u8>, Entry)> = vec![];
     walk(view, directory, &mut |relative, entry| {
-        waiting.retain(|(parent, _)| relative.strip_prefix(parent.as_slice()).is_some_and(|rest| rest.starts_with(b"/")));
+        waiting.retain(|(parent, _)| {
+            relative.strip_prefix(parent.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
+        });
         if exclusion.excludes(relative) {
             let look = entry.is_directory() && exclusion.may_hold(relative);
             if look {
@@ -178,7 +183,9 @@ impl Exclusion {
 
     /// Whether an excluded directory may hold something that is not.
     fn may_hold(&self, relative: &[u8]) -> bool {
-        self.0.as_ref().is_some_and(|matcher| !matcher.may_skip_dir(&String::from_utf8_lossy(relative)))
+        self.0
+            .as_ref()
+            .is_some_and(|matcher| !matcher.may_skip_dir(&String::from_utf8_lossy(relative)))
     }
 }
 
@@ -218,7 +225,12 @@ fn find(copy: &pb::FileActionCopy, source: &View) -> Result<Vec<Match>> {
                 continue;
             }
             let children = source.children(&directory.path)?;
-            next.extend(children.into_iter().filter(|(name, _)| glob::matches(part, name)).map(|(n, _)| join(&at, &n)));
+            next.extend(
+                children
+                    .into_iter()
+                    .filter(|(name, _)| glob::matches(part, name))
+                    .map(|(n, _)| join(&at, &n)),
+            );
         }
         found = next;
     }
@@ -250,7 +262,12 @@ pub(crate) struct FileContext<'a> {
 ///
 /// # Errors
 /// When the action cannot be done; `target` is then to be thrown away.
-pub(crate) fn apply(action: &Action, target: &mut View, source: Option<&View>, context: &FileContext<'_>) -> Result<()> {
+pub(crate) fn apply(
+    action: &Action,
+    target: &mut View,
+    source: Option<&View>,
+    context: &FileContext<'_>,
+) -> Result<()> {
     match action {
         Action::Copy(copy) => {
             let Some(source) = source else {
@@ -263,11 +280,15 @@ pub(crate) fn apply(action: &Action, target: &mut View, source: Option<&View>, c
             require_parent(target, &path)?;
             let existing = target.get(&path)?;
             if existing.as_ref().is_some_and(Entry::is_directory) {
-                return Err(Cause::Invalid(format!("/{} is a directory", path.escape_ascii())).into());
+                return Err(
+                    Cause::Invalid(format!("/{} is a directory", path.escape_ascii())).into()
+                );
             }
             let (uid, gid) = owner(file.owner.as_ref(), context)?.unwrap_or((0, 0));
-            let kind =
-                Kind::File { content: Content::Inline(file.data.as_slice().into()), size: file.data.len() as u64 };
+            let kind = Kind::File {
+                content: Content::Inline(file.data.as_slice().into()),
+                size: file.data.len() as u64,
+            };
             // A file that is written again keeps its mode.
             let mode = existing.map_or(mode_bits(file.mode), |existing| existing.mode);
             let base = Entry::directory(mode, time(file.timestamp, context.now));
@@ -278,7 +299,9 @@ pub(crate) fn apply(action: &Action, target: &mut View, source: Option<&View>, c
             let path = resolve_for_write(target, &link.newpath)?;
             require_parent(target, &path)?;
             if target.get(&path)?.is_some() {
-                return Err(Cause::Invalid(format!("/{} exists already", path.escape_ascii())).into());
+                return Err(
+                    Cause::Invalid(format!("/{} exists already", path.escape_ascii())).into()
+                );
             }
             let (uid, gid) = owner(link.owner.as_ref(), context)?.unwrap_or((0, 0));
             let kind = Kind::Symlink { target: link.oldpath.as_bytes().to_vec() };
@@ -295,12 +318,18 @@ pub(crate) fn apply(action: &Action, target: &mut View, source: Option<&View>, c
             };
             let found = match find(&copy, target) {
                 Ok(found) => found,
-                Err(error) if remove.allow_not_found && matches!(*error.cause, Cause::Missing(_)) => return Ok(()),
+                Err(error)
+                    if remove.allow_not_found && matches!(*error.cause, Cause::Missing(_)) =>
+                {
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             };
             for found in found {
                 if found.path.is_empty() {
-                    return Err(Cause::Invalid("the root directory cannot be removed".into()).into());
+                    return Err(
+                        Cause::Invalid("the root directory cannot be removed".into()).into()
+                    );
                 }
                 target.remove(&found.path)?;
             }
@@ -327,15 +356,28 @@ fn require_parent(target: &View, path: &[u8]) -> Result<()> {
     let parent = split(path).0;
     match target.get(parent)? {
         Some(entry) if entry.is_directory() => Ok(()),
-        Some(_) => Err(Cause::Invalid(format!("/{} is not a directory", parent.escape_ascii())).into()),
-        None => Err(Cause::Missing(format!("{:?}: not found", format!("/{}", parent.escape_ascii()))).into()),
+        Some(_) => {
+            Err(Cause::Invalid(format!("/{} is not a directory", parent.escape_ascii())).into())
+        }
+        None => {
+            Err(Cause::Missing(format!("{:?}: not found", format!("/{}", parent.escape_ascii())))
+                .into())
+        }
     }
 }
 
-fn make_directory(action: &pb::FileActionMkDir, target: &mut View, context: &FileContext<'_>) -> Result<()> {
+fn make_directory(
+    action: &pb::FileActionMkDir,
+    target: &mut View,
+    context: &FileContext<'_>,
+) -> Result<()> {
     let (uid, gid) = owner(action.owner.as_ref(), context)?.unwrap_or((0, 0));
     let path = resolve_for_write(target, &action.path)?;
-    let new = Entry { uid, gid, ..Entry::directory(mode_bits(action.mode), time(action.timestamp, context.now)) };
+    let new = Entry {
+        uid,
+        gid,
+        ..Entry::directory(mode_bits(action.mode), time(action.timestamp, context.now))
+    };
     if action.make_parents {
         return make_parents(target, &path, &new);
     }
@@ -356,7 +398,11 @@ fn make_parents(target: &mut View, path: &[u8], new: &Entry) -> Result<()> {
             Some(entry) if entry.is_directory() => break,
             Some(_) => {
                 let shown = at.escape_ascii();
-                return Err(Cause::Invalid(format!("cannot create /{}: /{shown} is not a directory", path.escape_ascii())).into());
+                return Err(Cause::Invalid(format!(
+                    "cannot create /{}: /{shown} is not a directory",
+                    path.escape_ascii()
+                ))
+                .into());
             }
             None => missing.push(at),
         }
@@ -399,15 +445,24 @@ fn owner(chown: Option<&pb::ChownOpt>, context: &FileContext<'_>) -> Result<Opti
     }
     match chown.group.as_ref().and_then(|group| group.user.as_ref()) {
         Some(User::ById(id)) => gid = *id,
-        Some(User::ByName(named)) => gid = account(named, "/etc/group", context)?.map_or(0, |(gid, _)| gid),
+        Some(User::ByName(named)) => {
+            gid = account(named, "/etc/group", context)?.map_or(0, |(gid, _)| gid);
+        }
         None => {}
     }
     Ok(Some((uid, gid)))
 }
 
 /// Returns the third and fourth field of an account's line.
-fn account(named: &pb::NamedUserOpt, file: &str, context: &FileContext<'_>) -> Result<Option<(u32, u32)>> {
-    let view = usize::try_from(named.input).ok().and_then(|at| context.inputs.get(at)).and_then(Option::as_ref);
+fn account(
+    named: &pb::NamedUserOpt,
+    file: &str,
+    context: &FileContext<'_>,
+) -> Result<Option<(u32, u32)>> {
+    let view = usize::try_from(named.input)
+        .ok()
+        .and_then(|at| context.inputs.get(at))
+        .and_then(Option::as_ref);
     let Some(view) = view else {
         return Err(Cause::Invalid(format!(
             "cannot look up {:?}: there is no file system with {file} to find it in; use a number",
@@ -433,7 +488,7 @@ struct Copier<'a> {
     source: &'a View,
     context: &'a FileContext<'a>,
     owner: Option<(u32, u32)>,
-    mode: Option<u32>,
+    mode: Mode,
 }
 
 impl<'a> Copier<'a> {
@@ -443,12 +498,16 @@ impl<'a> Copier<'a> {
         source: &'a View,
         context: &'a FileContext<'a>,
     ) -> Result<Self> {
-        if !copy.mode_str.is_empty() {
-            return Err(Cause::Unsupported("a symbolic mode".into()).into());
-        }
+        let mode = match (copy.mode_str.as_str(), copy.mode) {
+            ("", -1) => Mode::Keep,
+            ("", mode) => Mode::Fixed(mode_bits(mode)),
+            (text, _) => mode::parse(text).ok_or_else(|| {
+                Cause::Invalid(format!("{text:?} is not a mode that chmod takes"))
+            })?,
+        };
         Ok(Self {
             owner: owner(copy.owner.as_ref(), context)?,
-            mode: (copy.mode != -1).then(|| mode_bits(copy.mode)),
+            mode,
             copy,
             target,
             source,
@@ -467,7 +526,7 @@ impl<'a> Copier<'a> {
     fn new_directory(&self) -> Entry {
         let (uid, gid) = self.owner.unwrap_or((0, 0));
         let time = time(self.copy.timestamp, self.context.now);
-        Entry { uid, gid, ..Entry::directory(self.mode.unwrap_or(0o755), time) }
+        Entry { uid, gid, ..Entry::directory(self.mode.apply(0o755, true), time) }
     }
 
     fn copy_match(&mut self, found: Match) -> Result<()> {
@@ -483,7 +542,8 @@ impl<'a> Copier<'a> {
             return self.copy_contents(&found.path, &resolved.path);
         }
         let exists = resolved.entry.as_ref().is_some_and(Entry::is_directory);
-        let path = if is_folder || exists { join(&resolved.path, &found.name) } else { resolved.path };
+        let path =
+            if is_folder || exists { join(&resolved.path, &found.name) } else { resolved.path };
         self.make_way(&path)?;
         if found.entry.is_directory() {
             self.place(&path, &found.entry)?;
@@ -506,7 +566,9 @@ impl<'a> Copier<'a> {
             Some(entry) if entry.is_directory() => {}
             Some(_) => {
                 let shown = dest.escape_ascii();
-                return Err(Cause::Invalid(format!("cannot copy to non-directory: /{shown}")).into());
+                return Err(
+                    Cause::Invalid(format!("cannot copy to non-directory: /{shown}")).into()
+                );
             }
             None => {
                 self.make_way(dest)?;
@@ -518,14 +580,19 @@ impl<'a> Copier<'a> {
 
     fn copy_children(&mut self, from: &[u8], dest: &[u8]) -> Result<()> {
         let exclusion = Exclusion::new(self.copy)?;
-        walk_taken(self.source, from, &exclusion, &mut |relative, entry| self.place(&join(dest, relative), entry))
+        walk_taken(self.source, from, &exclusion, &mut |relative, entry| {
+            self.place(&join(dest, relative), entry)
+        })
     }
 
     /// Puts one entry where it belongs, with the owner, mode and time the copy asks for.
     fn place(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
         let existing = self.target.get(path)?;
         let existing_directory = existing.as_ref().is_some_and(Entry::is_directory);
-        if existing.is_some() && existing_directory != entry.is_directory() && !self.copy.always_replace_existing_dest_paths {
+        if existing.is_some()
+            && existing_directory != entry.is_directory()
+            && !self.copy.always_replace_existing_dest_paths
+        {
             let shown = path.escape_ascii();
             return Err(Cause::Invalid(if existing_directory {
                 format!("cannot replace to directory /{shown} with file")
@@ -538,8 +605,8 @@ impl<'a> Copier<'a> {
         if let Some((uid, gid)) = self.owner {
             (entry.uid, entry.gid) = (uid, gid);
         }
-        if let (Some(mode), false) = (self.mode, matches!(entry.kind, Kind::Symlink { .. })) {
-            entry.mode = mode;
+        if !matches!(entry.kind, Kind::Symlink { .. }) {
+            entry.mode = self.mode.apply(entry.mode, entry.is_directory());
         }
         if self.copy.timestamp != -1 {
             entry.mtime = self.copy.timestamp;
@@ -549,7 +616,9 @@ impl<'a> Copier<'a> {
 
     /// Unpacks a local archive into a folder of its own; `None` when the match is not an archive.
     fn unpack(&self, found: &Match) -> Result<Option<std::path::PathBuf>> {
-        let Kind::File { content: Content::Host { path, .. }, .. } = &found.entry.kind else { return Ok(None) };
+        let Kind::File { content: Content::Host { path, .. }, .. } = &found.entry.kind else {
+            return Ok(None);
+        };
         Ok(slipway_store::archive::unpack(self.context.store, path)?)
     }
 
@@ -560,9 +629,13 @@ impl<'a> Copier<'a> {
             Some(entry) if entry.is_directory() => {}
             Some(_) => {
                 let shown = dest.escape_ascii();
-                return Err(Cause::Invalid(format!("cannot unpack into non-directory: /{shown}")).into());
+                return Err(
+                    Cause::Invalid(format!("cannot unpack into non-directory: /{shown}")).into()
+                );
             }
-            None => make_parents(self.target, dest, &Entry { mode: 0o755, ..self.new_directory() })?,
+            None => {
+                make_parents(self.target, dest, &Entry { mode: 0o755, ..self.new_directory() })?;
+            }
         }
         for (relative, entry) in tree.iter() {
             let mut entry = entry.clone();
@@ -575,7 +648,6 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use slipway_spec::manifest::{Document, MAX_MANIFEST_BYTES};
-use slipway_spec::{Descriptor, Digest, ImageConfig, ImageReference, Manifest, Platform, timestamp};
+use slipway_spec::{
+    Descriptor, Digest, ImageConfig, ImageReference, Manifest, Platform, timestamp,
+};
 use slipway_store::image::MAX_CONFIG_BYTES;
 use slipway_store::registry::{Registry, RegistryErrorKind};
 use slipway_store::snapshot::{LayerId, Snapshot};
@@ -81,7 +83,10 @@ impl Images {
             return Ok(found);
         }
         if lookup == Lookup::StoreOnly {
-            return Err(Cause::Missing(format!("image {reference} is not in the store for {platform}")).into());
+            return Err(Cause::Missing(format!(
+                "image {reference} is not in the store for {platform}"
+            ))
+            .into());
         }
         match self.resolve_at_registry(reference, platform).await {
             Err(error) => Err(self.explain(reference, platform, error).await?),
@@ -89,7 +94,11 @@ impl Images {
         }
     }
 
-    async fn resolve_at_registry(&self, reference: &ImageReference, platform: &Platform) -> Result<ResolvedImage> {
+    async fn resolve_at_registry(
+        &self,
+        reference: &ImageReference,
+        platform: &Platform,
+    ) -> Result<ResolvedImage> {
         let target = match reference.digest() {
             Some(digest) => self.document(reference, digest).await?.0,
             None => self.registry.resolve(reference).await?,
@@ -98,7 +107,12 @@ impl Images {
     }
 
     /// A name that the store knows, but not for this platform, is the better explanation of a registry's failure.
-    async fn explain(&self, reference: &ImageReference, platform: &Platform, error: SolveError) -> Result<SolveError> {
+    async fn explain(
+        &self,
+        reference: &ImageReference,
+        platform: &Platform,
+        error: SolveError,
+    ) -> Result<SolveError> {
         let (store, name) = (self.store.clone(), reference.to_string());
         let offered = blocking::run(move || match store.image(&name)? {
             Some(image) => store.platforms(&image.target),
@@ -145,10 +159,18 @@ impl Images {
     }
 
     /// Fetches a manifest or index unless it is here, and keeps it.
-    async fn document(&self, reference: &ImageReference, digest: &Digest) -> Result<(Descriptor, Document)> {
+    async fn document(
+        &self,
+        reference: &ImageReference,
+        digest: &Digest,
+    ) -> Result<(Descriptor, Document)> {
         let (store, wanted) = (self.store.clone(), digest.clone());
         let here = blocking::run(move || {
-            if store.has_blob(&wanted)? { store.read_blob(&wanted, MAX_MANIFEST_BYTES).map(Some) } else { Ok(None) }
+            if store.has_blob(&wanted)? {
+                store.read_blob(&wanted, MAX_MANIFEST_BYTES).map(Some)
+            } else {
+                Ok(None)
+            }
         })
         .await?;
         let bytes = match here {
@@ -160,11 +182,15 @@ impl Images {
                 bytes
             }
         };
-        let document =
-            Document::parse(&bytes).map_err(|error| Cause::Invalid(format!("image {reference}: {error}")))?;
+        let document = Document::parse(&bytes)
+            .map_err(|error| Cause::Invalid(format!("image {reference}: {error}")))?;
         let media_type = match &document {
-            Document::Manifest(manifest) => manifest.media_type.clone().unwrap_or(slipway_spec::MediaType::OCI_MANIFEST),
-            Document::Index(index) => index.media_type.clone().unwrap_or(slipway_spec::MediaType::OCI_INDEX),
+            Document::Manifest(manifest) => {
+                manifest.media_type.clone().unwrap_or(slipway_spec::MediaType::OCI_MANIFEST)
+            }
+            Document::Index(index) => {
+                index.media_type.clone().unwrap_or(slipway_spec::MediaType::OCI_INDEX)
+            }
         };
         Ok((Descriptor::new(media_type, digest.clone(), bytes.len() as u64), document))
     }
@@ -188,7 +214,12 @@ impl Images {
                         .manifests
                         .iter()
                         .filter(|entry| !entry.is_attestation())
-                        .filter_map(|entry| Some((entry.platform.as_ref().map_or(Some(99), |p| platform.rank(p))?, entry)))
+                        .filter_map(|entry| {
+                            Some((
+                                entry.platform.as_ref().map_or(Some(99), |p| platform.rank(p))?,
+                                entry,
+                            ))
+                        })
                         .min_by_key(|(rank, _)| *rank);
                     let Some((_, entry)) = best else {
                         let offered: Vec<String> = index
@@ -214,10 +245,17 @@ impl Images {
         let descriptor = &manifest.config;
         if !descriptor.media_type.is_config() {
             let kind = manifest.artifact_type.as_deref().unwrap_or(descriptor.media_type.as_str());
-            return Err(Cause::Invalid(format!("{reference} is not an image but an artifact of type {kind}")).into());
+            return Err(Cause::Invalid(format!(
+                "{reference} is not an image but an artifact of type {kind}"
+            ))
+            .into());
         }
         if descriptor.size > MAX_CONFIG_BYTES {
-            return Err(Cause::Invalid(format!("image {reference}: its config has {} bytes", descriptor.size)).into());
+            return Err(Cause::Invalid(format!(
+                "image {reference}: its config has {} bytes",
+                descriptor.size
+            ))
+            .into());
         }
         transfer::fetch_blob(&self.store, &self.registry, reference, descriptor, &|_| {}).await?;
         let (store, digest) = (self.store.clone(), descriptor.digest.clone());
@@ -232,8 +270,9 @@ impl Images {
         manifest: Manifest,
         config: Bytes,
     ) -> Result<ResolvedImage> {
-        let parsed: ImageConfig = serde_json::from_slice(&config)
-            .map_err(|error| Cause::Invalid(format!("image {reference}: invalid config: {error}")))?;
+        let parsed: ImageConfig = serde_json::from_slice(&config).map_err(|error| {
+            Cause::Invalid(format!("image {reference}: invalid config: {error}"))
+        })?;
         if parsed.rootfs.diff_ids.len() != manifest.layers.len() {
             return Err(Cause::Invalid(format!(
                 "image {reference}: the config names {} layers and the manifest {}",
@@ -255,7 +294,11 @@ impl Images {
         image: &Arc<ResolvedImage>,
     ) -> Result<(Snapshot, Vec<RemoteLayer>)> {
         if let Some(odd) = image.manifest.layers.iter().find(|layer| !layer.media_type.is_layer()) {
-            return Err(Cause::Unsupported(format!("image {reference}: a layer of type {}", odd.media_type)).into());
+            return Err(Cause::Unsupported(format!(
+                "image {reference}: a layer of type {}",
+                odd.media_type
+            ))
+            .into());
         }
         let (store, image, reference) = (self.store.clone(), image.clone(), reference.clone());
         Ok(blocking::run(move || {
@@ -263,14 +306,22 @@ impl Images {
             let mut remote = vec![];
             // History entries that made a layer, in the same order as the layers.
             let mut history = image.parsed.history.iter().filter(|entry| !entry.empty_layer);
-            for (descriptor, diff_id) in image.manifest.layers.iter().zip(&image.parsed.rootfs.diff_ids) {
+            for (descriptor, diff_id) in
+                image.manifest.layers.iter().zip(&image.parsed.rootfs.diff_ids)
+            {
                 let origin = history.next();
-                let created = origin.and_then(|entry| entry.created.as_deref()).and_then(timestamp::parse);
-                let description = origin.and_then(|entry| entry.created_by.as_deref()).unwrap_or("pulled layer");
+                let created =
+                    origin.and_then(|entry| entry.created.as_deref()).and_then(timestamp::parse);
+                let description =
+                    origin.and_then(|entry| entry.created_by.as_deref()).unwrap_or("pulled layer");
                 let layer = store.layer_by_diff_id(diff_id, created.unwrap_or(0), description)?;
                 store.record_layer_blob(layer, descriptor, None)?;
                 snapshot.layers.push(layer);
-                remote.push(RemoteLayer { layer, reference: reference.clone(), descriptor: descriptor.clone() });
+                remote.push(RemoteLayer {
+                    layer,
+                    reference: reference.clone(),
+                    descriptor: descriptor.clone(),
+                });
             }
             Ok((snapshot, remote))
         })

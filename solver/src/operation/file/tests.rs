@@ -47,7 +47,9 @@ fn lines(tree: &Tree) -> Vec<String> {
             Kind::File { content: Content::Host { path: host, .. }, .. } => {
                 (format!("{path}={}", std::fs::read_to_string(host).unwrap()), 0o644)
             }
-            Kind::Symlink { target } => (format!("{path}>{}", String::from_utf8_lossy(target)), 0o777),
+            Kind::Symlink { target } => {
+                (format!("{path}>{}", String::from_utf8_lossy(target)), 0o777)
+            }
             Kind::CharDevice { major, minor } => (format!("{path}:c{major},{minor}"), 0o644),
             Kind::BlockDevice { major, minor } => (format!("{path}:b{major},{minor}"), 0o644),
             Kind::Fifo => (format!("{path}:p"), 0o644),
@@ -92,12 +94,18 @@ impl Room {
     }
 
     /// Applies actions to a base, with the base as the only input that accounts can be looked up in.
-    fn apply(&self, base: &[&str], source: &View, actions: Vec<Action>) -> std::result::Result<Tree, String> {
+    fn apply(
+        &self,
+        base: &[&str],
+        source: &View,
+        actions: Vec<Action>,
+    ) -> std::result::Result<Tree, String> {
         let inputs = [Some(Arc::new(view(base)))];
         let context = FileContext { store: &self.store, now: NOW, inputs: &inputs };
         let mut target = view(base);
         for action in actions {
-            apply(&action, &mut target, Some(source), &context).map_err(|error| error.to_string())?;
+            apply(&action, &mut target, Some(source), &context)
+                .map_err(|error| error.to_string())?;
         }
         Ok(target.into_changes())
     }
@@ -113,8 +121,21 @@ impl Room {
 #[test]
 fn sources_are_found_as_upstream_finds_them() {
     let source = [
-        "a=A 600", "b.txt=B", "c.txt=C", "d/", "d/inner=D", "d/sub/", "d/sub/deep.txt=deep", "dangling>nowhere", "e\\f=E",
-        "flat>d/inner", "linkd>d", "link>a", "round>round", "up>../../../a", "x*y=star",
+        "a=A 600",
+        "b.txt=B",
+        "c.txt=C",
+        "d/",
+        "d/inner=D",
+        "d/sub/",
+        "d/sub/deep.txt=deep",
+        "dangling>nowhere",
+        "e\\f=E",
+        "flat>d/inner",
+        "linkd>d",
+        "link>a",
+        "round>round",
+        "up>../../../a",
+        "x*y=star",
     ];
     let room = Room::new();
     for (src, dest, expected) in [
@@ -167,10 +188,27 @@ fn sources_are_found_as_upstream_finds_them() {
 #[test]
 fn destinations_are_chosen_as_upstream_chooses_them() {
     let base = [
-        "app/ 700 5:6", "app/old=old", "bin>usr/bin", "dangle>new/place", "file=F", "loop>loop", "rel/", "rel/out>../../app",
-        "usr/", "usr/bin/ 711",
+        "app/ 700 5:6",
+        "app/old=old",
+        "bin>usr/bin",
+        "dangle>new/place",
+        "file=F",
+        "loop>loop",
+        "rel/",
+        "rel/out>../../app",
+        "usr/",
+        "usr/bin/ 711",
     ];
-    let source = ["f=f", "d/ 750 3:4", "d/one=1", "d/two/ 701 8:9", "d/two/three=3", "empty/", "old/", "old/x=x"];
+    let source = [
+        "f=f",
+        "d/ 750 3:4",
+        "d/one=1",
+        "d/two/ 701 8:9",
+        "d/two/three=3",
+        "empty/",
+        "old/",
+        "old/x=x",
+    ];
     let room = Room::new();
     for (src, dest, expected) in [
         ("/f", "/app", &["app/ 700 5:6", "app/f=f"][..]),
@@ -192,13 +230,29 @@ fn destinations_are_chosen_as_upstream_chooses_them() {
         // Contents of a directory are merged; what is there keeps its attributes only at the top.
         ("/d", "/app", &["app/ 700 5:6", "app/one=1", "app/two/ 701 8:9", "app/two/three=3"]),
         ("/d", "/new", &["new/", "new/one=1", "new/two/ 701 8:9", "new/two/three=3"]),
-        ("/d", "/n1/n2/", &["n1/", "n1/n2/", "n1/n2/one=1", "n1/n2/two/ 701 8:9", "n1/n2/two/three=3"]),
+        (
+            "/d",
+            "/n1/n2/",
+            &["n1/", "n1/n2/", "n1/n2/one=1", "n1/n2/two/ 701 8:9", "n1/n2/two/three=3"],
+        ),
         ("/empty", "/new", &["new/"]),
         ("/empty", "/app", &[]),
-        ("/", "/app/x", &[
-            "app/ 700 5:6", "app/x/", "app/x/d/ 750 3:4", "app/x/d/one=1", "app/x/d/two/ 701 8:9", "app/x/d/two/three=3",
-            "app/x/empty/", "app/x/f=f", "app/x/old/", "app/x/old/x=x",
-        ]),
+        (
+            "/",
+            "/app/x",
+            &[
+                "app/ 700 5:6",
+                "app/x/",
+                "app/x/d/ 750 3:4",
+                "app/x/d/one=1",
+                "app/x/d/two/ 701 8:9",
+                "app/x/d/two/three=3",
+                "app/x/empty/",
+                "app/x/f=f",
+                "app/x/old/",
+                "app/x/old/x=x",
+            ],
+        ),
         // What cannot be.
         ("/d", "/file", &["error: cannot copy to non-directory: /file"]),
         ("/f", "/file/", &["error: cannot create /file: /file is not a directory"]),
@@ -218,16 +272,24 @@ fn destinations_are_chosen_as_upstream_chooses_them() {
         room.copied(&["x/", "x/two=2"], &source, copy("/d", "/x")),
         ["error: cannot copy to non-directory: /x/two"]
     );
-    let replacing = pb::FileActionCopy { always_replace_existing_dest_paths: true, ..copy("/d", "/x") };
+    let replacing =
+        pb::FileActionCopy { always_replace_existing_dest_paths: true, ..copy("/d", "/x") };
     assert_eq!(
         room.copied(&["x/", "x/two=2", "x/one/", "x/one/gone=1"], &source, replacing),
         ["x/", "x/one=1", "x/two/! 701 8:9", "x/two/three=3"]
     );
     // A file replaces a link by itself, and not what the link leads to.
-    assert_eq!(room.copied(&["x/", "x/one>../keep", "keep=K"], &source, copy("/d/one", "/x/")), ["x/", "x/one=1"]);
+    assert_eq!(
+        room.copied(&["x/", "x/one>../keep", "keep=K"], &source, copy("/d/one", "/x/")),
+        ["x/", "x/one=1"]
+    );
     // The directory itself, for those who ask for that.
-    let whole = |dest: &str| pb::FileActionCopy { dir_copy_contents: false, ..copy("/d/two", dest) };
-    assert_eq!(room.copied(&base, &source, whole("/app")), ["app/ 700 5:6", "app/two/ 701 8:9", "app/two/three=3"]);
+    let whole =
+        |dest: &str| pb::FileActionCopy { dir_copy_contents: false, ..copy("/d/two", dest) };
+    assert_eq!(
+        room.copied(&base, &source, whole("/app")),
+        ["app/ 700 5:6", "app/two/ 701 8:9", "app/two/three=3"]
+    );
     assert_eq!(room.copied(&base, &source, whole("/new")), ["new/ 701 8:9", "new/three=3"]);
 }
 
@@ -242,9 +304,12 @@ fn nested_directories_take_the_attributes_of_the_source() {
     assert_eq!(changes.get(b"x/d").unwrap().mtime, 1, "as in the source");
     let stamped = pb::FileActionCopy { timestamp: 42, ..copy("/s", "/x/made/") };
     let changes = room.apply(&base, &view(&source), vec![Action::Copy(stamped)]).unwrap();
-    let times: Vec<_> = ["x/made", "x/made/d", "x/made/d/new"].map(|path| changes.get(path.as_bytes()).unwrap().mtime).into();
+    let times: Vec<_> = ["x/made", "x/made/d", "x/made/d/new"]
+        .map(|path| changes.get(path.as_bytes()).unwrap().mtime)
+        .into();
     assert_eq!(times, [42, 42, 42]);
-    let changes = room.apply(&base, &view(&source), vec![Action::Copy(copy("/s", "/x/made/"))]).unwrap();
+    let changes =
+        room.apply(&base, &view(&source), vec![Action::Copy(copy("/s", "/x/made/"))]).unwrap();
     assert_eq!(changes.get(b"x/made").unwrap().mtime, NOW);
 }
 
@@ -275,7 +340,10 @@ fn owners_and_modes_apply_to_everything_that_is_made() {
         (by_id(8), by_name("nobody-knows"), "8:0"),
         (by_name("short"), None, "7:0"),
     ] {
-        let owned = pb::FileActionCopy { owner: Some(pb::ChownOpt { user, group }), ..copy("/d", "/new/x") };
+        let owned = pb::FileActionCopy {
+            owner: Some(pb::ChownOpt { user, group }),
+            ..copy("/d", "/new/x")
+        };
         let expected = [
             format!("new/ 755 {expected}"),
             format!("new/x/ 755 {expected}"),
@@ -286,14 +354,20 @@ fn owners_and_modes_apply_to_everything_that_is_made() {
         assert_eq!(room.copied(&base, &source, owned), expected);
     }
     // Unknown names, and names where nobody is listed at all, mean root.
-    for (base, name) in [(&base[..], "nobody-knows"), (&base, "odd"), (&base, "broken"), (&[], "app")] {
+    for (base, name) in
+        [(&base[..], "nobody-knows"), (&base, "odd"), (&base, "broken"), (&[], "app")]
+    {
         let owner = Some(pb::ChownOpt { user: by_name(name), group: None });
         let owned = pb::FileActionCopy { owner, ..copy("/d/f", "/x") };
         assert_eq!(room.copied(base, &source, owned), ["x=f 4755"], "{name}");
     }
-    let nowhere = Some(pb::UserOpt { user: Some(User::ByName(pb::NamedUserOpt { name: "app".into(), input: -1 })) });
-    let owned =
-        pb::FileActionCopy { owner: Some(pb::ChownOpt { user: nowhere, group: None }), ..copy("/d/f", "/x") };
+    let nowhere = Some(pb::UserOpt {
+        user: Some(User::ByName(pb::NamedUserOpt { name: "app".into(), input: -1 })),
+    });
+    let owned = pb::FileActionCopy {
+        owner: Some(pb::ChownOpt { user: nowhere, group: None }),
+        ..copy("/d/f", "/x")
+    };
     assert!(room.copied(&base, &source, owned)[0].starts_with("error: cannot look up \"app\""));
     // Without an owner the source's stays, but new parents are root's.
     assert_eq!(room.copied(&[], &source, copy("/d/f", "/new/x")), ["new/", "new/x=f 4755 1:2"]);
@@ -308,13 +382,26 @@ fn owners_and_modes_apply_to_everything_that_is_made() {
 
 #[test]
 fn excluded_paths_are_relative_to_the_copied_directory() {
-    let source = ["a.txt=a", "b.txt=b", "d/", "d/a.txt=a", "d/sub/ 700", "d/sub/a.txt=a", "d/sub/keep=k", "d/z=z"];
+    let source = [
+        "a.txt=a",
+        "b.txt=b",
+        "d/",
+        "d/a.txt=a",
+        "d/sub/ 700",
+        "d/sub/a.txt=a",
+        "d/sub/keep=k",
+        "d/z=z",
+    ];
     let room = Room::new();
     for (src, exclude, expected) in [
         ("/a.txt", &["a.txt"][..], &["x/", "x/a.txt=a"][..]),
         ("/*.txt", &["a.txt"], &["x/", "x/a.txt=a", "x/b.txt=b"]),
         ("/d", &["a.txt"], &["x/", "x/sub/ 700", "x/sub/a.txt=a", "x/sub/keep=k", "x/z=z"]),
-        ("/d", &["d/a.txt"], &["x/", "x/a.txt=a", "x/sub/ 700", "x/sub/a.txt=a", "x/sub/keep=k", "x/z=z"]),
+        (
+            "/d",
+            &["d/a.txt"],
+            &["x/", "x/a.txt=a", "x/sub/ 700", "x/sub/a.txt=a", "x/sub/keep=k", "x/z=z"],
+        ),
         ("/d", &["**/a.txt"], &["x/", "x/sub/ 700", "x/sub/keep=k", "x/z=z"]),
         ("/d", &["sub"], &["x/", "x/a.txt=a", "x/z=z"]),
         ("/d", &["sub", "!sub/keep"], &["x/", "x/a.txt=a", "x/sub/ 700", "x/sub/keep=k", "x/z=z"]),
@@ -327,7 +414,9 @@ fn excluded_paths_are_relative_to_the_copied_directory() {
         assert_eq!(room.copied(&[], &source, copy), expected, "{src} {exclude:?}");
     }
     let bad = pb::FileActionCopy { exclude_patterns: vec!["[".into()], ..copy("/d", "/x/") };
-    assert!(room.copied(&[], &source, bad)[0].starts_with("error: cannot use the exclude patterns"));
+    assert!(
+        room.copied(&[], &source, bad)[0].starts_with("error: cannot use the exclude patterns")
+    );
 }
 
 #[test]
@@ -394,17 +483,30 @@ fn archives_are_unpacked_by_content() {
     assert!(gzip.wait().unwrap().success());
     std::fs::write(folder.join("plain.tar"), &bytes).unwrap();
     std::fs::write(folder.join("text.tar"), "no archive").unwrap();
-    std::fs::write(folder.join("cut.gz"), &std::fs::read(folder.join("packed")).unwrap()[..30]).unwrap();
+    std::fs::write(folder.join("cut.gz"), &std::fs::read(folder.join("packed")).unwrap()[..30])
+        .unwrap();
     std::os::unix::fs::symlink("plain.tar", folder.join("link")).unwrap();
     let options = ScanOptions { ownership: Ownership::Root, memory: None };
     let source = View::of_tree(Arc::new(scan(&folder, &mut Everything, &options).unwrap()));
-    let base = ["bin>usr/bin", "etc/ 700 1:1", "etc/conf=old", "etc/other=o", "file=F", "usr/", "usr/bin/"];
+    let base = [
+        "bin>usr/bin",
+        "etc/ 700 1:1",
+        "etc/conf=old",
+        "etc/other=o",
+        "file=F",
+        "usr/",
+        "usr/bin/",
+    ];
     let run = |copy: pb::FileActionCopy| {
         let copy = pb::FileActionCopy { attempt_unpack_docker_compatibility: true, ..copy };
         room.apply(&base, &source, vec![Action::Copy(copy)])
     };
     let unpacked = [
-        "x/", "x/bin/ 755 11:12", "x/bin/sh=sh 755 11:12", "x/etc/ 750 11:12", "x/etc/conf=conf 600 11:12",
+        "x/",
+        "x/bin/ 755 11:12",
+        "x/bin/sh=sh 755 11:12",
+        "x/etc/ 750 11:12",
+        "x/etc/conf=conf 600 11:12",
         "x/etc/link>conf 777 11:12",
     ];
     for (src, dest) in [("/plain.tar", "/x"), ("/packed", "/x/"), ("/link", "/x/")] {
@@ -414,21 +516,37 @@ fn archives_are_unpacked_by_content() {
     assert_eq!(
         lines(&run(copy("/plain.tar", "/")).unwrap()),
         [
-            "bin/! 755 11:12", "bin/sh=sh 755 11:12", "etc/ 750 11:12", "etc/conf=conf 600 11:12", "etc/link>conf 777 11:12",
+            "bin/! 755 11:12",
+            "bin/sh=sh 755 11:12",
+            "etc/ 750 11:12",
+            "etc/conf=conf 600 11:12",
+            "etc/link>conf 777 11:12",
         ]
     );
     let owner = Some(pb::ChownOpt { user: by_id(5), group: None });
-    let owned = lines(&run(pb::FileActionCopy { owner, mode: 0o700, ..copy("/packed", "/x") }).unwrap());
+    let owned =
+        lines(&run(pb::FileActionCopy { owner, mode: 0o700, ..copy("/packed", "/x") }).unwrap());
     assert_eq!(
         owned,
         [
-            "x/ 755 5:5", "x/bin/ 755 5:5", "x/bin/sh=sh 755 5:5", "x/etc/ 750 5:5", "x/etc/conf=conf 600 5:5",
+            "x/ 755 5:5",
+            "x/bin/ 755 5:5",
+            "x/bin/sh=sh 755 5:5",
+            "x/etc/ 750 5:5",
+            "x/etc/conf=conf 600 5:5",
             "x/etc/link>conf 777 5:5",
         ]
     );
     assert_eq!(lines(&run(copy("/text.tar", "/x")).unwrap()), ["x=no archive"]);
-    assert_eq!(run(copy("/cut.gz", "/x")).unwrap().len(), 1, "what only begins like an archive is a file");
-    assert_eq!(run(copy("/plain.tar", "/file")).unwrap_err(), "cannot unpack into non-directory: /file");
+    assert_eq!(
+        run(copy("/cut.gz", "/x")).unwrap().len(),
+        1,
+        "what only begins like an archive is a file"
+    );
+    assert_eq!(
+        run(copy("/plain.tar", "/file")).unwrap_err(),
+        "cannot unpack into non-directory: /file"
+    );
 }
 
 fn mkdir(path: &str, make_parents: bool) -> Action {
@@ -438,12 +556,23 @@ fn mkdir(path: &str, make_parents: bool) -> Action {
 
 fn mkfile(path: &str) -> Action {
     let (mode, timestamp, owner) = (0o600, 5, None);
-    Action::Mkfile(pb::FileActionMkFile { path: path.into(), mode, data: b"new".to_vec(), owner, timestamp })
+    Action::Mkfile(pb::FileActionMkFile {
+        path: path.into(),
+        mode,
+        data: b"new".to_vec(),
+        owner,
+        timestamp,
+    })
 }
 
 fn symlink(oldpath: &str, newpath: &str) -> Action {
     let (timestamp, owner) = (-1, Some(pb::ChownOpt { user: by_id(3), group: None }));
-    Action::Symlink(pb::FileActionSymlink { oldpath: oldpath.into(), newpath: newpath.into(), owner, timestamp })
+    Action::Symlink(pb::FileActionSymlink {
+        oldpath: oldpath.into(),
+        newpath: newpath.into(),
+        owner,
+        timestamp,
+    })
 }
 
 fn rm(path: &str, allow_not_found: bool, allow_wildcard: bool) -> Action {
@@ -452,7 +581,16 @@ fn rm(path: &str, allow_not_found: bool, allow_wildcard: bool) -> Action {
 
 #[test]
 fn other_actions() {
-    let base = ["d/ 700", "d/f=f 640", "d/sub/", "d/sub/x=x", "file=F", "link>d", "target>d/f", "void>d/none"];
+    let base = [
+        "d/ 700",
+        "d/f=f 640",
+        "d/sub/",
+        "d/sub/x=x",
+        "file=F",
+        "link>d",
+        "target>d/f",
+        "void>d/none",
+    ];
     let room = Room::new();
     let run = |actions: Vec<Action>| match room.apply(&base, &View::default(), actions) {
         Ok(changes) => lines(&changes),
@@ -491,7 +629,10 @@ fn other_actions() {
         (vec![rm("/", false, false)], &["error: the root directory cannot be removed"]),
         (vec![rm("/../..", false, true)], &["error: the root directory cannot be removed"]),
         (vec![mkfile("/n"), rm("/n", false, false)], &[]),
-        (vec![rm("/d", false, false), mkdir("/d", false), mkfile("/d/g")], &["d/! 711", "d/g=new 600"]),
+        (
+            vec![rm("/d", false, false), mkdir("/d", false), mkfile("/d/g")],
+            &["d/! 711", "d/g=new 600"],
+        ),
         (vec![rm("/d", false, false), rm("/d/f", false, false)], &["error: \"/d/f\": not found"]),
     ] {
         assert_eq!(run(actions.clone()), expected, "{actions:?}");
@@ -501,7 +642,8 @@ fn other_actions() {
 #[test]
 fn digests_say_what_a_copy_reads() {
     let base = ["d/ 700", "d/f=f", "d/s/", "d/s/g=g", "other=o"];
-    let digest = |lines: &[&str], copy: &pb::FileActionCopy| source_digest(copy, &view(lines)).unwrap();
+    let digest =
+        |lines: &[&str], copy: &pb::FileActionCopy| source_digest(copy, &view(lines)).unwrap();
     let literal = copy("/d", "/x");
     let before = digest(&base, &literal);
     // The order of lines decides about times, which do not count; nor does what is not read, nor the literal's name.
