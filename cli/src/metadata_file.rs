@@ -164,12 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn the_id_is_the_configs_or_else_the_images() {
-        assert_eq!(metadata().image_id(), Some(&Digest::of(b"c")));
-        assert_eq!(
-            BuildMetadata { config_digest: None, ..metadata() }.image_id(),
-            Some(&Digest::of(b"m"))
-        );
+    fn the_id_is_what_the_store_calls_the_image() {
+        assert_eq!(metadata().image_id(), Some(&Digest::of(b"m")));
         assert_eq!(BuildMetadata::default().image_id(), None);
     }
 

@@ -17,7 +17,7 @@
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
@@ -53,6 +53,9 @@ CREATE TABLE alias (key BLOB PRIMARY KEY, target BLOB NOT NULL, used INTEGER NOT
 /// What version 2 has more: whether a blob was seen to hold its layer.
 const FROM_1: &str = "ALTER TABLE layer_blob ADD COLUMN checked INTEGER NOT NULL DEFAULT 0";
 
+/// How long one process waits for another's transaction; each takes milliseconds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The open database.
 #[derive(Debug)]
 pub(crate) struct Metadata {
@@ -71,7 +74,7 @@ impl Metadata {
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(describe)?;
-        connection.busy_timeout(Duration::from_secs(60)).map_err(describe)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(describe)?;
         connection.set_prepared_statement_cache_capacity(64);
         // The log is folded in when it has grown, not whenever the last process ends: that would cost each command a few
         // writes that wait for the disk.
@@ -81,7 +84,7 @@ impl Metadata {
         let version =
             |c: &Connection| c.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
         if version(&connection).map_err(describe)? < SCHEMA_VERSION {
-            connection.pragma_update(None, "journal_mode", "WAL").map_err(describe)?;
+            use_log(&connection).map_err(describe)?;
             let transaction = connection
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .map_err(describe)?;
@@ -148,6 +151,23 @@ impl Metadata {
         })();
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         written
+    }
+}
+
+/// Switches to the write-ahead log. For this one change SQLite does not wait when another process has the database open,
+/// as several may that find a new root at once, so the waiting is done here.
+fn use_log(connection: &Connection) -> rusqlite::Result<()> {
+    let patience = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && Instant::now() < patience =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
     }
 }
 
