@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -59,28 +59,19 @@ pub struct SandboxOptions {
 #[derive(Debug)]
 pub struct SandboxExecutor {
     options: SandboxOptions,
-    emulation: Arc<Emulation>,
+    emulation: OnceLock<Arc<Emulation>>,
     helper: Mutex<Option<Arc<Helper>>>,
 }
 
 impl SandboxExecutor {
-    /// Makes an executor and looks for emulators.
+    /// Makes an executor. Emulators are looked for when somebody first asks for them.
     pub fn new(options: SandboxOptions) -> Self {
-        let emulation = Arc::new(Emulation::detect(&options.emulation));
-        Self { options, emulation, helper: Mutex::new(None) }
+        Self { options, emulation: OnceLock::new(), helper: Mutex::new(None) }
     }
 
     /// Returns what can run here.
     pub fn emulation(&self) -> &Arc<Emulation> {
-        &self.emulation
-    }
-
-    /// Starts the helper now, so that the first step need not wait for it. Blocks for a moment.
-    ///
-    /// # Errors
-    /// When it can't be started.
-    pub fn warm_up(&self) -> Result<(), ExecError> {
-        self.helper().map(drop)
+        self.emulation.get_or_init(|| Arc::new(Emulation::detect(&self.options.emulation)))
     }
 
     /// Returns the helper, starting it if there is none or it has died.
@@ -100,15 +91,15 @@ impl SandboxExecutor {
     async fn prepare(&self, helper: &Helper, spec: &ExecSpec) -> Result<bool, ExecError> {
         let fail =
             |reason: String| ExecError::Emulation { platform: spec.platform.to_string(), reason };
-        match self.emulation.runs(&spec.platform) {
+        match self.emulation().runs(&spec.platform) {
             Support::Native | Support::HostRegistration => Ok(false),
             Support::Missing { reason } => Err(fail(reason)),
             Support::Emulated { interpreter } => {
                 let outcome =
-                    helper.registered.get_or_init(|| helper.register(&self.emulation)).await;
+                    helper.registered.get_or_init(|| helper.register(self.emulation())).await;
                 match outcome {
                     Ok(()) => Ok(true),
-                    Err(reason) if self.emulation.host_runs(&spec.platform) => {
+                    Err(reason) if self.emulation().host_runs(&spec.platform) => {
                         tracing::warn!(%reason, "emulators can't be registered privately; using the host's");
                         Ok(false)
                     }
@@ -178,9 +169,10 @@ impl SandboxExecutor {
                 ExecError::CommandNotFound { command, searched: searched.into() }
             }
             Stage::Interpreter => ExecError::InterpreterMissing { command },
-            Stage::Exec if errno == libc::ENOEXEC => {
-                ExecError::ExecFormat { command, hint: self.emulation.format_hint(&spec.platform) }
-            }
+            Stage::Exec if errno == libc::ENOEXEC => ExecError::ExecFormat {
+                command,
+                hint: self.emulation().format_hint(&spec.platform),
+            },
             Stage::Exec => ExecError::NotExecutable { command, source },
         }
     }

@@ -4,7 +4,7 @@
 //! changed within [`RACY`] of being read is read again next time: its next change might leave no trace in the times.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -534,11 +534,6 @@ impl<'a> Iterator for MemoryIter<'a> {
         };
         Some((path, stamp, fixed[40..].try_into().expect("thirty-two bytes")))
     }
-}
-
-/// Whether a name can be part of a tree.
-pub fn valid_name(name: &OsStr) -> bool {
-    !matches!(name.as_bytes(), b"" | b"." | b"..") && !name.as_bytes().contains(&b'/')
 }
 
 impl std::fmt::Debug for Memory {
