@@ -8,11 +8,15 @@ use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use slipway_spec::pattern::{MatchInfo, PatternMatcher};
-use slipway_store::tree::scan::{Filter, Ownership, ScanOptions, Verdict, scan};
+use slipway_store::tree::scan::{
+    Filter, Ownership, Scan, ScanOptions, Verdict, scan_or_recall,
+};
 use slipway_store::tree::{Tree, clean, join, split};
 use slipway_store::{Error, ErrorKind, blocking};
 
@@ -34,6 +38,12 @@ pub struct LocalRequest {
 pub trait LocalFiles: Debug + Send + Sync {
     /// Lists part of a folder with digests of all files. The files stay readable until the build ends.
     async fn tree(&self, request: &LocalRequest) -> Result<Tree, Error>;
+
+    /// As [`tree`](Self::tree), for those who as a rule need no more than its digest.
+    async fn scan(&self, request: &LocalRequest) -> Result<Scan, Error> {
+        let tree = self.tree(request).await?;
+        blocking::run(move || Scan::of(tree)).await
+    }
 
     /// Reads one file; `None` when there is none.
     async fn read(&self, name: &str, path: &str) -> Result<Option<Bytes>, Error>;
@@ -74,12 +84,17 @@ impl LocalFolders {
 #[async_trait]
 impl LocalFiles for LocalFolders {
     async fn tree(&self, request: &LocalRequest) -> Result<Tree, Error> {
+        let scan = self.scan(request).await?;
+        blocking::run(move || Ok(Arc::unwrap_or_clone(scan.tree()?))).await
+    }
+
+    async fn scan(&self, request: &LocalRequest) -> Result<Scan, Error> {
         let folder = self.folder(&request.name)?.to_path_buf();
         let (request, memory) = (request.clone(), self.memory.clone());
         blocking::run(move || {
             let mut filter = Selection::new(&folder, &request)?;
             let options = ScanOptions { ownership: Ownership::Root, memory: memory.as_deref() };
-            scan(&folder, &mut filter, &options)
+            scan_or_recall(&folder, &mut filter, &options)
         })
         .await
     }
@@ -128,6 +143,7 @@ impl LocalFiles for LocalFolders {
 
 /// Decides path by path what a request takes.
 struct Selection {
+    identity: [u8; 32],
     followed: Option<BTreeSet<Vec<u8>>>,
     include: Option<Patterns>,
     exclude: Option<Patterns>,
@@ -167,12 +183,24 @@ impl Patterns {
 
 impl Selection {
     fn new(folder: &Path, request: &LocalRequest) -> Result<Self, Error> {
+        let followed =
+            request.follow_paths.as_ref().map(|paths| follow(folder, paths)).transpose()?;
+        let mut hash = Sha256::new();
+        let mut list = |items: &mut dyn Iterator<Item = &[u8]>| {
+            for item in items {
+                hash.update((item.len() as u64).to_le_bytes());
+                hash.update(item);
+            }
+            hash.update(u64::MAX.to_le_bytes());
+        };
+        list(&mut request.include.iter().map(String::as_bytes));
+        list(&mut request.exclude.iter().map(String::as_bytes));
+        if let Some(followed) = &followed {
+            list(&mut followed.iter().map(Vec::as_slice));
+        }
         Ok(Self {
-            followed: request
-                .follow_paths
-                .as_ref()
-                .map(|paths| follow(folder, paths))
-                .transpose()?,
+            identity: hash.finalize().into(),
+            followed,
             include: Patterns::new(&request.include)?,
             exclude: Patterns::new(&request.exclude)?,
         })
@@ -180,6 +208,10 @@ impl Selection {
 }
 
 impl Filter for Selection {
+    fn identity(&self) -> Option<[u8; 32]> {
+        Some(self.identity)
+    }
+
     fn verdict(&mut self, path: &[u8], directory: bool) -> Verdict {
         let mut verdict = Verdict::Take;
         if let Some(followed) = &self.followed {
@@ -300,7 +332,7 @@ mod tests {
     fn select(folder: &Path, request: LocalRequest) -> Vec<String> {
         let mut filter = Selection::new(folder, &request).unwrap();
         let options = ScanOptions { ownership: Ownership::Root, memory: None };
-        paths(&scan(folder, &mut filter, &options).unwrap())
+        paths(&scan_or_recall(folder, &mut filter, &options).unwrap().tree().unwrap())
     }
 
     #[test]

@@ -13,6 +13,8 @@ use slipway_spec::progress::{ProgressEvent, ProgressSink};
 use slipway_spec::{Digest, ImageReference, Platform};
 use slipway_store::result::{ResultKey, StepResult};
 use slipway_store::snapshot::{LayerId, Snapshot};
+use slipway_store::tree::Tree;
+use slipway_store::tree::scan::Scan;
 use slipway_store::view::View;
 use slipway_store::{Store, blocking, transfer};
 use tokio::sync::Semaphore;
@@ -56,7 +58,7 @@ struct Inner {
     /// Where to fetch layers that are not in the store.
     remote: Mutex<HashMap<LayerId, RemoteLayer>>,
     /// Folders of the client, scanned once per way they are asked for.
-    locals: tokio::sync::Mutex<HashMap<LocalRequest, Arc<View>>>,
+    locals: tokio::sync::Mutex<HashMap<LocalRequest, Arc<Scan>>>,
     /// One lock per image that is being fetched.
     pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// The time of what the build makes, in nanoseconds since 1970, where it is not to be the present.
@@ -186,10 +188,8 @@ impl Job {
     async fn compute_quick_key(&self, vertex: &Arc<Vertex>) -> Result<Option<ResultKey>> {
         let key = match &vertex.op {
             pb::op::Op::Source(source) if source.identifier.starts_with("local://") => {
-                let view = self.local(vertex).await?;
-                let digest = blocking::run(move || Ok(file::tree_digest(&view))).await??;
                 let mut hash = tagged(b"local");
-                hash.update(digest);
+                hash.update(self.local(vertex).await?.digest());
                 ResultKey(hash.finalize().into())
             }
             pb::op::Op::Source(source) => {
@@ -247,14 +247,16 @@ impl Job {
         let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? else {
             return Ok(None);
         };
-        if reads.certain() {
-            return self.file_content(vertex, op, &reads, &bases).await.map(Some);
-        }
-        if vertex.fresh {
+        if !reads.certain() && vertex.fresh {
             return Ok(None);
         }
-        let store = self.store().clone();
-        Ok(blocking::run(move || store.alias(&definition)).await?)
+        let known = self.store().alias(&definition)?;
+        if known.is_some() || !reads.certain() {
+            return Ok(known);
+        }
+        let key = self.file_content(vertex, op, &reads, &bases).await?;
+        self.store().remember_alias(&definition, &key)?;
+        Ok(Some(key))
     }
 
     /// Finds the key by executing what is read; what is read and what it is copied onto are solved at the same time.
@@ -266,8 +268,7 @@ impl Job {
         let (bases, _) = futures::try_join!(bases, sources)?;
         let key = self.file_content(vertex, op, &reads, &bases).await?;
         if let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? {
-            let store = self.store().clone();
-            blocking::run(move || store.remember_alias(&definition, &key)).await?;
+            self.store().remember_alias(&definition, &key)?;
         }
         Ok(key)
     }
@@ -282,10 +283,11 @@ impl Job {
     ) -> Result<Option<ResultKey>> {
         let mut hash = reads.start(vertex, op, bases);
         hash.update(b"definition");
-        for (copy, at) in &reads.copies {
+        for (_, at) in &reads.copies {
             let edge = &vertex.inputs[*at];
             if is_local(&edge.vertex.op) {
-                hash.update(self.read_digest(vertex, copy, edge).await?);
+                // Where the client has it all as it was, what each copy reads of it need not be looked at.
+                hash.update(self.local(&edge.vertex).await?.digest());
             } else {
                 let known = match edge.vertex.key.get() {
                     Some(key) => Some(key.clone()?),
@@ -330,7 +332,7 @@ impl Job {
     /// Opens an edge for reading, whatever it is.
     async fn view(&self, edge: &Edge) -> Result<Arc<View>> {
         if is_local(&edge.vertex.op) {
-            return self.local(&edge.vertex).await;
+            return self.local_view(&edge.vertex).await;
         }
         let snapshot = self.solve(edge).await?;
         self.provide(&snapshot).await?;
@@ -338,20 +340,24 @@ impl Job {
         Ok(blocking::run(move || Ok(Arc::new(store.view(&snapshot.layers)?))).await?)
     }
 
-    async fn local(&self, vertex: &Arc<Vertex>) -> Result<Arc<View>> {
+    async fn local_view(&self, vertex: &Arc<Vertex>) -> Result<Arc<View>> {
+        let scan = self.local(vertex).await?;
+        Ok(blocking::run(move || Ok(Arc::new(View::of_tree(scan.tree()?)))).await?)
+    }
+
+    async fn local(&self, vertex: &Arc<Vertex>) -> Result<Arc<Scan>> {
         let request = local_request(&vertex.op)?.ok_or_else(|| {
             SolveError::from(Cause::Invalid(format!("{} is not a local source", vertex.name)))
         })?;
         let mut locals = self.0.locals.lock().await;
-        if let Some(view) = locals.get(&request) {
-            return Ok(view.clone());
+        if let Some(scan) = locals.get(&request) {
+            return Ok(scan.clone());
         }
         let announced = self.start(vertex);
-        let scanned = self.0.client.tree(&request).await;
-        let view = self.end(vertex, announced, scanned.map_err(SolveError::from))?;
-        let view = Arc::new(View::of_tree(Arc::new(view)));
-        locals.insert(request, view.clone());
-        Ok(view)
+        let scanned = self.0.client.scan(&request).await;
+        let scan = Arc::new(self.end(vertex, announced, scanned.map_err(SolveError::from))?);
+        locals.insert(request, scan.clone());
+        Ok(scan)
     }
 
     async fn image(
@@ -413,7 +419,7 @@ impl Job {
             snapshot.layers.iter().filter_map(|layer| remote.get(layer).cloned()).collect()
         };
         let mut images: BTreeMap<String, Vec<RemoteLayer>> = BTreeMap::new();
-        for layer in self.missing(wanted).await? {
+        for layer in self.missing(wanted)? {
             images.entry(layer.reference.to_string()).or_default().push(layer);
         }
         try_join_all(images.into_iter().map(|(reference, layers)| self.pull(reference, layers)))
@@ -421,21 +427,14 @@ impl Job {
             .map(drop)
     }
 
-    async fn missing(&self, wanted: Vec<RemoteLayer>) -> Result<Vec<RemoteLayer>> {
-        if wanted.is_empty() {
-            return Ok(wanted);
-        }
-        let store = self.store().clone();
-        Ok(blocking::run(move || {
-            let mut missing = vec![];
-            for layer in wanted {
-                if !store.obtainable(layer.layer)? {
-                    missing.push(layer);
-                }
+    fn missing(&self, wanted: Vec<RemoteLayer>) -> Result<Vec<RemoteLayer>> {
+        let mut missing = vec![];
+        for layer in wanted {
+            if !self.store().obtainable(layer.layer)? {
+                missing.push(layer);
             }
-            Ok(missing)
-        })
-        .await?)
+        }
+        Ok(missing)
     }
 
     async fn pull(&self, reference: String, layers: Vec<RemoteLayer>) -> Result<()> {
@@ -443,7 +442,7 @@ impl Job {
         let turn = lock(&self.0.pulls).entry(reference).or_default().clone();
         let _turn = turn.lock().await;
         // Another step may have fetched them while this one waited.
-        let missing = self.missing(layers).await?;
+        let missing = self.missing(layers)?;
         if missing.is_empty() {
             return Ok(());
         }
@@ -519,9 +518,10 @@ impl Job {
     async fn compute_results(&self, vertex: &Arc<Vertex>) -> Result<Vec<Snapshot>> {
         match &vertex.op {
             pb::op::Op::Source(source) if source.identifier.starts_with("local://") => {
-                let view = self.local(vertex).await?;
+                let scan = self.local(vertex).await?;
                 let (store, name) = (self.store().clone(), vertex.name.clone());
-                let layer = blocking::run(move || store.adopt_tree(view.flatten()?, &name)).await?;
+                let adopt = move || store.adopt_tree(Tree::clone(&*scan.tree()?), &name);
+                let layer = blocking::run(adopt).await?;
                 return Ok(vec![Snapshot { layers: vec![layer] }]);
             }
             pb::op::Op::Source(source) => {
@@ -543,7 +543,7 @@ impl Job {
         }
         let key = self.key(vertex).await?;
         if !vertex.fresh
-            && let Some(results) = self.recall(&key, output_count(&vertex.op)).await?
+            && let Some(results) = self.recall(&key, output_count(&vertex.op))?
         {
             self.announce_cached(vertex);
             return Ok(results);
@@ -562,7 +562,7 @@ impl Job {
         let done = self.execute(vertex, inputs).await;
         let results = self.end(vertex, announced, done)?;
         if keep {
-            self.remember(vertex, &key, &results).await?;
+            self.remember(vertex, &key, &results)?;
         }
         Ok(results)
     }
@@ -582,8 +582,7 @@ impl Job {
             return Ok(true);
         }
         if let Some(definition) = self.file_definition(vertex, op, &reads, &bases).await? {
-            let store = self.store().clone();
-            blocking::run(move || store.remember_alias(&definition, &content)).await?;
+            self.store().remember_alias(&definition, &content)?;
         }
         Ok(false)
     }
@@ -615,7 +614,7 @@ impl Job {
             pb::op::Op::File(op) => {
                 let locals = join_all(vertex.inputs.iter().map(|edge| async move {
                     if is_local(&edge.vertex.op) {
-                        self.local(&edge.vertex).await.map(Some)
+                        self.local_view(&edge.vertex).await.map(Some)
                     } else {
                         Ok(None)
                     }
@@ -634,47 +633,31 @@ impl Job {
         }
     }
 
-    /// Finds results from before whose layers can still be had.
-    async fn recall(&self, key: &ResultKey, outputs: usize) -> Result<Option<Vec<Snapshot>>> {
-        let (store, key) = (self.store().clone(), *key);
-        let found = blocking::run(move || {
-            (0..outputs)
-                .map(|output| store.result(&output_key(&key, output)))
-                .collect::<slipway_store::Result<Vec<_>>>()
-        })
-        .await?;
-        let Some(found) = found.into_iter().collect::<Option<Vec<StepResult>>>() else {
-            return Ok(None);
-        };
-        let remote: BTreeSet<LayerId> = lock(&self.0.remote).keys().copied().collect();
-        let store = self.store().clone();
-        Ok(blocking::run(move || {
-            for layer in found.iter().flat_map(|result| &result.snapshot.layers) {
-                if !remote.contains(layer) && !store.obtainable(*layer)? {
+    /// Finds results from before whose layers can still be had. A few look-ups in the database take less time than
+    /// having another thread make them.
+    fn recall(&self, key: &ResultKey, outputs: usize) -> Result<Option<Vec<Snapshot>>> {
+        let store = self.store();
+        let mut found = vec![];
+        for output in 0..outputs {
+            let Some(StepResult { snapshot, .. }) = store.result(&output_key(key, output))? else {
+                return Ok(None);
+            };
+            for layer in &snapshot.layers {
+                if !lock(&self.0.remote).contains_key(layer) && !store.obtainable(*layer)? {
                     return Ok(None);
                 }
             }
-            Ok(Some(found.into_iter().map(|result| result.snapshot).collect()))
-        })
-        .await?)
+            found.push(snapshot);
+        }
+        Ok(Some(found))
     }
 
-    async fn remember(
-        &self,
-        vertex: &Arc<Vertex>,
-        key: &ResultKey,
-        results: &[Snapshot],
-    ) -> Result<()> {
-        let (store, key, results, name) =
-            (self.store().clone(), *key, results.to_vec(), vertex.name.clone());
-        Ok(blocking::run(move || {
-            for (output, snapshot) in results.into_iter().enumerate() {
-                let result = StepResult { snapshot, created: now() };
-                store.remember(&output_key(&key, output), &result, &name)?;
-            }
-            Ok(())
-        })
-        .await?)
+    fn remember(&self, vertex: &Vertex, key: &ResultKey, results: &[Snapshot]) -> Result<()> {
+        for (output, snapshot) in results.iter().enumerate() {
+            let result = StepResult { snapshot: snapshot.clone(), created: now() };
+            self.store().remember(&output_key(key, output), &result, &vertex.name)?;
+        }
+        Ok(())
     }
 
     fn start<'a>(&'a self, vertex: &'a Vertex) -> Announced<'a> {

@@ -155,11 +155,12 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn has_blob(&self, digest: &Digest) -> Result<bool> {
-        let size = self.metadata().with(|c| {
-            Ok(c.prepare_cached("UPDATE blob SET used = ?2 WHERE digest = ?1 RETURNING size")?
-                .query_row((digest.to_string(), now_nanos()), |row| row.get::<_, i64>(0))
-                .optional()?)
-        })?;
+        let size = self.metadata().find(
+            digest.to_string(),
+            "SELECT size, used FROM blob WHERE digest = ?1",
+            "UPDATE blob SET used = ?2 WHERE digest = ?1",
+            |row| row.get::<_, i64>(0),
+        )?;
         Ok(size.is_some_and(|size| self.is_on_disk(digest, size)))
     }
 

@@ -15,6 +15,7 @@ use slipway_spec::{Descriptor, Digest};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::folder::{disk_usage, remove_tree};
 use crate::lease::{now_nanos, oldest_living};
+use crate::metadata::USED_PRECISION;
 use crate::snapshot::LayerId;
 use crate::tree::scan::mtime;
 use crate::{Store, lease};
@@ -203,7 +204,8 @@ impl Store {
         lease::clear_dead(&tmp)?;
         // Before the look at who lives: who begins after that look uses things after this moment only.
         let began = now_nanos();
-        let living = oldest_living(&tmp, &self.0.lease)?.unwrap_or(i64::MAX);
+        let living = oldest_living(&tmp, &self.0.lease)?
+            .map_or(i64::MAX, |living| living.saturating_sub(USED_PRECISION));
         let aged = options.older_than.map_or(i64::MAX, |age| began.saturating_sub(age));
         let cutoff = living.min(aged).min(began);
         let needed = self.needed_by_images()?;

@@ -12,17 +12,21 @@
 //! | `result` | key | the stack of layers that a build step gave |
 //! | `alias` | key | another key under which a result is found |
 //!
-//! `used` columns hold nanoseconds since 1970. Whoever relies on a row sets `used` in the same statement that finds it;
-//! the collector deletes only rows last used before the oldest living process began.
+//! `used` columns hold nanoseconds since 1970, true to [`USED_PRECISION`]: whoever relies on a row sets `used`, unless it
+//! was set a moment ago, so that a build in which nothing changed writes nothing. The collector deletes only rows last used
+//! longer than that before the oldest living process began.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Row, ToSql, Transaction, TransactionBehavior,
+};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::lease::now_nanos;
 
 /// The version of the tables below; raised with every change.
 const SCHEMA_VERSION: i64 = 2;
@@ -56,10 +60,34 @@ const FROM_1: &str = "ALTER TABLE layer_blob ADD COLUMN checked INTEGER NOT NULL
 /// How long one process waits for another's transaction; each takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How far behind a `used` column may be, in nanoseconds.
+pub(crate) const USED_PRECISION: i64 = 600 * 1_000_000_000;
+
+/// A log of this many bytes takes noticeable time to read, which every process that opens the database alone must do.
+const LONG_LOG: u64 = 24 * 4096;
+
 /// The open database.
 #[derive(Debug)]
 pub(crate) struct Metadata {
     connection: Mutex<Connection>,
+    log: PathBuf,
+}
+
+impl Drop for Metadata {
+    /// A log that has grown is folded in, so that the next process need not read it. Nobody waits for others to let go of
+    /// it: the last of them will do it.
+    fn drop(&mut self) {
+        if std::fs::metadata(&self.log).map_or(0, |log| log.len()) < LONG_LOG {
+            return;
+        }
+        let connection = self.lock();
+        let folded = connection
+            .busy_timeout(Duration::ZERO)
+            .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        if let Err(error) = folded {
+            tracing::debug!(%error, "the log of the database stays long");
+        }
+    }
 }
 
 impl Metadata {
@@ -113,12 +141,42 @@ impl Metadata {
         // In WAL mode NORMAL keeps the database consistent after a power cut; only the newest transactions may be lost,
         // and what they named is then found again by doing it again. Image names are written durably.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(describe)?;
-        Ok(Self { connection: Mutex::new(connection) })
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        Ok(Self { connection: Mutex::new(connection), log: log.into() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic while the lock was held left at most an open transaction, which was rolled back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a statement that finds a row, whose last column is `used`, and says that it is relied on. `mark` does so, with
+    /// the time as its second parameter; a row that goes away between the two was not found.
+    pub(crate) fn find<K, T>(
+        &self,
+        key: K,
+        select: &str,
+        mark: &str,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>>
+    where
+        K: ToSql,
+    {
+        let connection = self.lock();
+        let found = connection
+            .prepare_cached(select)?
+            .query_row([&key], |row| {
+                Ok((row.get::<_, i64>(row.as_ref().column_count() - 1)?, read(row)?))
+            })
+            .optional()?;
+        let Some((used, found)) = found else { return Ok(None) };
+        let now = now_nanos();
+        if (0..USED_PRECISION).contains(&now.saturating_sub(used)) {
+            return Ok(Some(found));
+        }
+        let marked = connection.prepare_cached(mark)?.execute((&key, now))?;
+        Ok((marked > 0).then_some(found))
     }
 
     /// Runs single statements.

@@ -3,8 +3,6 @@
 //! A key is the identity of a result, computed by the solver from what the step does and what it reads. Another key may
 //! be an alias of it: the solver links the definition of a step to the content it turned out to have.
 
-use rusqlite::OptionalExtension as _;
-
 use crate::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::now_nanos;
@@ -35,13 +33,12 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn result(&self, key: &ResultKey) -> Result<Option<StepResult>> {
-        let row = self.metadata().with(|c| {
-            Ok(c.prepare_cached(
-                "UPDATE result SET used = ?2 WHERE key = ?1 RETURNING layers, created",
-            )?
-            .query_row((key.0, now_nanos()), |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
-            .optional()?)
-        })?;
+        let row = self.metadata().find(
+            key.0,
+            "SELECT layers, created, used FROM result WHERE key = ?1",
+            "UPDATE result SET used = ?2 WHERE key = ?1",
+            |row| Ok((row.get::<_, String>(0)?, row.get(1)?)),
+        )?;
         let Some((layers, created)) = row else { return Ok(None) };
         let layers = layers
             .split_ascii_whitespace()
@@ -73,12 +70,13 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn alias(&self, key: &ResultKey) -> Result<Option<ResultKey>> {
-        self.metadata().with(|c| {
-            Ok(c.prepare_cached("UPDATE alias SET used = ?2 WHERE key = ?1 RETURNING target")?
-                .query_row((key.0, now_nanos()), |row| row.get::<_, [u8; 32]>(0))
-                .optional()?
-                .map(ResultKey))
-        })
+        let target = self.metadata().find(
+            key.0,
+            "SELECT target, used FROM alias WHERE key = ?1",
+            "UPDATE alias SET used = ?2 WHERE key = ?1",
+            |row| row.get::<_, [u8; 32]>(0),
+        )?;
+        Ok(target.map(ResultKey))
     }
 
     /// Makes `key` another name of `target`.

@@ -66,6 +66,12 @@ impl Default for BlobOptions {
     }
 }
 
+impl BlobOptions {
+    fn is_met_by(&self, blob: &BlobRow) -> bool {
+        blob.compression == self.compression && (self.level.is_none() || blob.level == self.level)
+    }
+}
+
 /// A layer as content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerBlob {
@@ -177,13 +183,12 @@ impl Store {
         created: i64,
         description: &str,
     ) -> Result<LayerId> {
-        let found = self.metadata().with(|c| {
-            Ok(c.prepare_cached(
-                "UPDATE layer SET used = ?2 WHERE id = (SELECT max(id) FROM layer WHERE diff_id = ?1) RETURNING id",
-            )?
-            .query_row((diff_id.to_string(), now_nanos()), |row| row.get(0).map(LayerId))
-            .optional()?)
-        })?;
+        let found = self.metadata().find(
+            diff_id.to_string(),
+            "SELECT id, used FROM layer WHERE diff_id = ?1 ORDER BY id DESC LIMIT 1",
+            "UPDATE layer SET used = ?2 WHERE diff_id = ?1",
+            |row| row.get(0).map(LayerId),
+        )?;
         found.map_or_else(|| self.insert_layer(Some(diff_id), created, description), Ok)
     }
 
@@ -242,16 +247,15 @@ impl Store {
     }
 
     fn row(&self, layer: LayerId) -> Result<Option<Row>> {
-        let row = self.metadata().with(|c| {
-            Ok(c.prepare_cached(
-                "UPDATE layer SET used = ?2 WHERE id = ?1 RETURNING diff_id, folder, boot, created, description",
-            )?
-            .query_row((layer.0, now_nanos()), |row| {
-                let boot: Option<String> = row.get(2)?;
-                Ok((row.get::<_, Option<String>>(0)?, row.get::<_, bool>(1)?, boot, row.get(3)?, row.get(4)?))
-            })
-            .optional()?)
-        })?;
+        let row = self.metadata().find(
+            layer.0,
+            "SELECT diff_id, folder, boot, created, description, used FROM layer WHERE id = ?1",
+            "UPDATE layer SET used = ?2 WHERE id = ?1",
+            |row| {
+                let (diff_id, boot): (Option<String>, Option<String>) = (row.get(0)?, row.get(2)?);
+                Ok((diff_id, row.get::<_, bool>(1)?, boot, row.get(3)?, row.get(4)?))
+            },
+        )?;
         let Some((diff_id, folder, boot, created, description)) = row else { return Ok(None) };
         let diff_id = diff_id.map(|text| text.parse()).transpose().map_err(|error| {
             Error::new(ErrorKind::Corrupt, format!("layer {} in the database", layer.0))
@@ -562,6 +566,29 @@ impl Store {
             .map_err(|error| layer_error("cannot read the layers", error))
     }
 
+    /// Returns a layer's blob if it is here as wanted and beyond doubt; unlike [`ensure_blob`](Self::ensure_blob) this does
+    /// no work.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn blob_at_hand(
+        &self,
+        layer: LayerId,
+        options: &BlobOptions,
+    ) -> Result<Option<LayerBlob>> {
+        let Some(diff_id) = self.row(layer)?.and_then(|row| row.diff_id) else { return Ok(None) };
+        let mut rows = self.blob_rows(layer)?;
+        if rows.len() != 1 {
+            return Ok(None);
+        }
+        let Some(blob) = rows.pop() else { return Ok(None) };
+        let wanted = !options.force || options.is_met_by(&blob);
+        if !wanted || !self.has_blob(&blob.digest)? {
+            return Ok(None);
+        }
+        Ok(Some(blob.into_layer(diff_id, options.docker)))
+    }
+
     /// Returns a layer as a blob, making it where needed. `below` are the layers under it.
     ///
     /// # Errors
@@ -577,13 +604,9 @@ impl Store {
         let row = self.row(layer)?.ok_or_else(|| unknown(layer))?;
         if let Some(diff_id) = &row.diff_id {
             let mut blobs = self.believable_blobs(layer, &row)?;
-            let wanted = |blob: &BlobRow| {
-                blob.compression == options.compression
-                    && (options.level.is_none() || blob.level == options.level)
-            };
             let at = blobs
                 .iter()
-                .position(wanted)
+                .position(|blob| options.is_met_by(blob))
                 .or((!options.force && !blobs.is_empty()).then_some(0));
             if let Some(at) = at {
                 return Ok(blobs.swap_remove(at).into_layer(diff_id.clone(), options.docker));

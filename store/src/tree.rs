@@ -12,6 +12,10 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
+use crate::error::Result;
+
 /// One node of a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -85,6 +89,19 @@ pub enum Content {
     Inline(Arc<[u8]>),
 }
 
+impl Content {
+    fn digest(&self, buffer: &mut Vec<u8>) -> Result<[u8; 32]> {
+        match self {
+            Self::Inline(bytes) => Ok(Sha256::digest(bytes).into()),
+            Self::Host { digest: Some(digest), .. } => Ok(*digest),
+            Self::Host { path, digest: None } => {
+                buffer.resize(128 * 1024, 0);
+                scan::digest_file(path, buffer)
+            }
+        }
+    }
+}
+
 impl Entry {
     /// Makes a root-owned directory.
     pub fn directory(mode: u32, mtime: i64) -> Self {
@@ -97,6 +114,47 @@ impl Entry {
             xattrs: BTreeMap::new(),
             inode: None,
         }
+    }
+
+    /// Adds all that a copy of the entry would keep to a hash; `buffer` is for reading files with, where needed.
+    ///
+    /// # Errors
+    /// When a file whose digest is not known cannot be read.
+    pub fn hash_into(&self, hash: &mut Sha256, buffer: &mut Vec<u8>) -> Result<()> {
+        let sized = |hash: &mut Sha256, bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for number in [self.mode, self.uid, self.gid] {
+            hash.update(number.to_le_bytes());
+        }
+        hash.update((self.xattrs.len() as u64).to_le_bytes());
+        for (name, value) in &self.xattrs {
+            sized(hash, name);
+            sized(hash, value);
+        }
+        let device = |hash: &mut Sha256, kind: &[u8], major: u32, minor: u32| {
+            hash.update(kind);
+            hash.update(major.to_le_bytes());
+            hash.update(minor.to_le_bytes());
+        };
+        match &self.kind {
+            Kind::Directory { .. } => hash.update(b"d"),
+            Kind::File { content, size } => {
+                hash.update(b"f");
+                hash.update(size.to_le_bytes());
+                hash.update(content.digest(buffer)?);
+            }
+            Kind::Symlink { target } => {
+                hash.update(b"l");
+                sized(hash, target);
+            }
+            Kind::CharDevice { major, minor } => device(hash, b"c", *major, *minor),
+            Kind::BlockDevice { major, minor } => device(hash, b"b", *major, *minor),
+            Kind::Fifo => hash.update(b"p"),
+            Kind::Whiteout => hash.update(b"w"),
+        }
+        Ok(())
     }
 
     /// Whether this is a directory.
@@ -178,6 +236,22 @@ impl Tree {
             let name = key.0.get(skip..)?;
             (!name.is_empty() && !name.contains(&0)).then(|| (name.to_vec(), entry))
         })
+    }
+
+    /// Returns the sha256 over all that a copy of the tree would keep: paths, kinds, modes, owners, attributes and
+    /// contents. Times are not part of it.
+    ///
+    /// # Errors
+    /// When a file whose digest is not known cannot be read.
+    pub fn digest(&self) -> Result<[u8; 32]> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![];
+        for (key, entry) in &self.entries {
+            hash.update((key.0.len() as u64).to_le_bytes());
+            hash.update(&key.0);
+            entry.hash_into(&mut hash, &mut buffer)?;
+        }
+        Ok(hash.finalize().into())
     }
 
     fn range(&self, path: &[u8]) -> Range<'_, Key, Entry> {

@@ -40,7 +40,7 @@ struct Match {
 pub(crate) fn source_digest(copy: &pb::FileActionCopy, source: &View) -> Result<[u8; 32]> {
     let mut hash = Sha256::new();
     let wildcard = is_wildcard(copy);
-    let mut buffer = vec![0; 128 * 1024];
+    let mut buffer = vec![];
     let exclusion = Exclusion::new(copy)?;
     for found in find(copy, source)? {
         hash.update(b"match");
@@ -48,71 +48,21 @@ pub(crate) fn source_digest(copy: &pb::FileActionCopy, source: &View) -> Result<
         if wildcard {
             hash_bytes(&mut hash, &found.name);
         }
-        hash_entry(&mut hash, &found.entry, &mut buffer)?;
+        found.entry.hash_into(&mut hash, &mut buffer)?;
         if found.entry.is_directory() {
             walk_taken(source, &found.path, &exclusion, &mut |relative, entry| {
                 hash.update(b"child");
                 hash_bytes(&mut hash, relative);
-                hash_entry(&mut hash, entry, &mut buffer)
+                Ok(entry.hash_into(&mut hash, &mut buffer)?)
             })?;
         }
     }
     Ok(hash.finalize().into())
 }
 
-/// Returns a digest over a whole tree.
-pub(crate) fn tree_digest(source: &View) -> Result<[u8; 32]> {
-    let copy = pb::FileActionCopy { src: "/".into(), ..Default::default() };
-    source_digest(&copy, source)
-}
-
 fn hash_bytes(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_le_bytes());
     hash.update(bytes);
-}
-
-fn hash_entry(hash: &mut Sha256, entry: &Entry, buffer: &mut [u8]) -> Result<()> {
-    for number in [entry.mode, entry.uid, entry.gid] {
-        hash.update(number.to_le_bytes());
-    }
-    hash.update((entry.xattrs.len() as u64).to_le_bytes());
-    for (name, value) in &entry.xattrs {
-        hash_bytes(hash, name);
-        hash_bytes(hash, value);
-    }
-    match &entry.kind {
-        Kind::Directory { .. } => hash.update(b"d"),
-        Kind::File { content, size } => {
-            hash.update(b"f");
-            hash.update(size.to_le_bytes());
-            hash.update(content_digest(content, buffer)?);
-        }
-        Kind::Symlink { target } => {
-            hash.update(b"l");
-            hash_bytes(hash, target);
-        }
-        Kind::CharDevice { major, minor } => hash_device(hash, b"c", *major, *minor),
-        Kind::BlockDevice { major, minor } => hash_device(hash, b"b", *major, *minor),
-        Kind::Fifo => hash.update(b"p"),
-        Kind::Whiteout => hash.update(b"w"),
-    }
-    Ok(())
-}
-
-fn hash_device(hash: &mut Sha256, kind: &[u8], major: u32, minor: u32) {
-    hash.update(kind);
-    hash.update(major.to_le_bytes());
-    hash.update(minor.to_le_bytes());
-}
-
-fn content_digest(content: &Content, buffer: &mut [u8]) -> Result<[u8; 32]> {
-    Ok(match content {
-        Content::Inline(bytes) => Sha256::digest(bytes).into(),
-        Content::Host { digest: Some(digest), .. } => *digest,
-        Content::Host { path, digest: None } => {
-            slipway_store::tree::scan::digest_file(path, buffer)?
-        }
-    })
 }
 
 /// Visits everything below a directory; the visitor tells whether to go into a directory.

@@ -3,6 +3,9 @@
 //! A digest is taken from memory when device, inode, size, modification and change time are what they were. A file that
 //! changed within [`RACY`] of being read is read again next time: its next change might leave no trace in the times.
 
+mod kept;
+mod memory;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -10,12 +13,14 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha2::{Digest as _, Sha256};
 use slipway_spec::digest::to_hex;
 
+use self::kept::{Kept, Listed};
+use self::memory::Memory;
 use super::{Content, Entry, Kind, Tree};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lease::now_nanos;
@@ -38,6 +43,11 @@ pub enum Verdict {
 pub trait Filter {
     /// Decides on a path relative to the folder.
     fn verdict(&mut self, path: &[u8], directory: bool) -> Verdict;
+
+    /// Tells filters apart: two with the same identity decide the same about every path. Without one a scan is not kept.
+    fn identity(&self) -> Option<[u8; 32]> {
+        None
+    }
 }
 
 /// Takes everything.
@@ -71,10 +81,95 @@ pub struct ScanOptions<'a> {
 struct Scanned {
     path: Vec<u8>,
     host: PathBuf,
+    /// The directory it is in, as a place in the list of directories.
+    parent: usize,
+    /// The place of a directory in that list.
+    listed: Option<usize>,
     metadata: fs::Metadata,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     link: Option<Vec<u8>>,
     digest: Option<[u8; 32]>,
+}
+
+impl Scanned {
+    fn is_dir(&self) -> bool {
+        self.metadata.is_dir()
+    }
+}
+
+/// What a scan saw, as a digest at once and as a tree on demand.
+#[derive(Debug)]
+pub struct Scan {
+    digest: [u8; 32],
+    ownership: Ownership,
+    tree: OnceLock<Arc<Tree>>,
+    kept: Option<Kept>,
+}
+
+impl Scan {
+    /// Makes a scan of a tree that is there already.
+    ///
+    /// # Errors
+    /// When a file whose digest is not known cannot be read.
+    pub fn of(tree: Tree) -> Result<Self> {
+        let digest = tree.digest()?;
+        let tree = OnceLock::from(Arc::new(tree));
+        Ok(Self { digest, ownership: Ownership::Keep, tree, kept: None })
+    }
+
+    /// Returns the digest of what was seen: see [`Tree::digest`].
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// Returns what was seen.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when what was remembered of it cannot be read.
+    pub fn tree(&self) -> Result<Arc<Tree>> {
+        if let Some(tree) = self.tree.get() {
+            return Ok(tree.clone());
+        }
+        let tree = match &self.kept {
+            Some(kept) => kept.tree(self.ownership == Ownership::Keep)?,
+            None => Tree::default(),
+        };
+        Ok(self.tree.get_or_init(|| Arc::new(tree)).clone())
+    }
+}
+
+/// Scans `root` as [`scan`] does, or finds that nothing has changed since the last time.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_or_recall(
+    root: &Path,
+    filter: &mut dyn Filter,
+    options: &ScanOptions<'_>,
+) -> Result<Scan> {
+    let place = options.memory.zip(filter.identity()).map(|(memory, identity)| {
+        let mut hash = Sha256::new();
+        hash.update(identity);
+        hash.update([u8::from(options.ownership == Ownership::Keep)]);
+        kept::place(memory, root, &hash.finalize().into())
+    });
+    if let Some(kept) = place.as_deref().and_then(|place| Kept::load(place, root)) {
+        return Ok(Scan {
+            digest: kept.digest(),
+            ownership: options.ownership,
+            tree: OnceLock::new(),
+            kept: Some(kept),
+        });
+    }
+    let began = now_nanos();
+    let (found, listed) = look(root, filter, options)?;
+    let tree = to_tree(&found, options.ownership);
+    let digest = tree.digest()?;
+    if let Some(place) = place {
+        kept::save(&place, began, &listed, &found, &digest);
+    }
+    let tree = OnceLock::from(Arc::new(tree));
+    Ok(Scan { digest, ownership: options.ownership, tree, kept: None })
 }
 
 /// Scans `root`. Sockets are left out. File contents are digested, on all cores.
@@ -82,6 +177,18 @@ struct Scanned {
 /// # Errors
 /// When something cannot be read; the error names the path.
 pub fn scan(root: &Path, filter: &mut dyn Filter, options: &ScanOptions<'_>) -> Result<Tree> {
+    Ok(to_tree(&look(root, filter, options)?.0, options.ownership))
+}
+
+fn to_tree(found: &[Scanned], ownership: Ownership) -> Tree {
+    found.iter().filter_map(|scanned| to_entry(scanned, ownership)).collect()
+}
+
+fn look(
+    root: &Path,
+    filter: &mut dyn Filter,
+    options: &ScanOptions<'_>,
+) -> Result<(Vec<Scanned>, Vec<Listed>)> {
     let metadata = fs::metadata(root).at("read", root)?;
     if !metadata.is_dir() {
         return Err(Error::new(
@@ -89,31 +196,35 @@ pub fn scan(root: &Path, filter: &mut dyn Filter, options: &ScanOptions<'_>) -> 
             format!("{} is not a directory", root.display()),
         ));
     }
-    let mut found = examine(walk(root, filter)?)?;
+    let mut listed = vec![Listed { path: vec![], stamp: Stamp::of(&metadata) }];
+    let mut found = examine(walk(root, filter, &mut listed)?)?;
     digest_all(root, &mut found, options)?;
-    Ok(found.into_iter().filter_map(|scanned| to_entry(scanned, options.ownership)).collect())
+    Ok((found, listed))
 }
 
 /// A path that is part of the scan, as its directory lists it.
 struct Seen {
     path: Vec<u8>,
     host: PathBuf,
+    parent: usize,
+    listed: Option<usize>,
 }
 
 /// A directory whose entries are being visited.
 struct Level {
     host: PathBuf,
     path: Vec<u8>,
+    listed: usize,
     names: std::vec::IntoIter<(OsString, bool)>,
 }
 
 /// Visits everything below `root`, in the order of a walk. Not by recursion: contexts may be deeper than the stack.
-fn walk(root: &Path, filter: &mut dyn Filter) -> Result<Vec<Seen>> {
+fn walk(root: &Path, filter: &mut dyn Filter, listed: &mut Vec<Listed>) -> Result<Vec<Seen>> {
     let mut found = vec![];
     // Directories on the way to the current one that are taken only if something below them is.
     let mut waiting: Vec<Seen> = vec![];
-    let mut levels =
-        vec![Level { host: root.to_path_buf(), path: vec![], names: list(root)?.into_iter() }];
+    let names = list(root)?.into_iter();
+    let mut levels = vec![Level { host: root.to_path_buf(), path: vec![], listed: 0, names }];
     while let Some(level) = levels.last_mut() {
         let Some((name, directory)) = level.names.next() else {
             // Still waiting means that nothing below was taken.
@@ -129,19 +240,34 @@ fn walk(root: &Path, filter: &mut dyn Filter) -> Result<Vec<Seen>> {
         if verdict == Verdict::Skip || (verdict == Verdict::Look && !directory) {
             continue;
         }
+        // Its attributes first: a change after that shows in them.
+        let stamp = match directory.then(|| fs::symlink_metadata(&host)).transpose() {
+            Err(error) if is_gone(&error) => continue,
+            other => other.at("read", &host)?.map(|metadata| Stamp::of(&metadata)),
+        };
         let names = match directory.then(|| list(&host)).transpose() {
             // Gone, or replaced by something else, since it was seen.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             other => other?,
         };
-        let seen = Seen { path: path.clone(), host: host.clone() };
+        let place = stamp.map(|stamp| {
+            listed.push(Listed { path: path.clone(), stamp });
+            listed.len() - 1
+        });
+        let (path_here, host_here) = (path.clone(), host.clone());
+        let seen = Seen { path: path_here, host: host_here, parent: level.listed, listed: place };
         if verdict == Verdict::Take {
             found.append(&mut waiting);
             found.push(seen);
         } else {
             waiting.push(seen);
         }
-        levels.extend(names.map(|names| Level { host, path, names: names.into_iter() }));
+        levels.extend(names.zip(place).map(|(names, listed)| Level {
+            host,
+            path,
+            listed,
+            names: names.into_iter(),
+        }));
     }
     Ok(found)
 }
@@ -168,7 +294,7 @@ fn list(folder: &Path) -> Result<Vec<(OsString, bool)>> {
 /// Reads the attributes of what was seen, on all cores. What went away meanwhile is as if it had never been there.
 fn examine(seen: Vec<Seen>) -> Result<Vec<Scanned>> {
     let one = |seen: Seen| -> Result<Option<Scanned>> {
-        let Seen { path, host } = seen;
+        let Seen { path, host, parent, listed } = seen;
         let metadata = match fs::symlink_metadata(&host) {
             Err(error) if is_gone(&error) => return Ok(None),
             other => other.at("read", &host)?,
@@ -183,7 +309,12 @@ fn examine(seen: Vec<Seen>) -> Result<Vec<Scanned>> {
         } else {
             None
         };
-        Ok(Some(Scanned { path, host, metadata, xattrs: BTreeMap::new(), link, digest: None }))
+        // A directory that has become something else was not listed as what it is now.
+        if listed.is_some() != metadata.is_dir() {
+            return Ok(None);
+        }
+        let xattrs = BTreeMap::new();
+        Ok(Some(Scanned { path, host, parent, listed, metadata, xattrs, link, digest: None }))
     };
     let all = |part: Vec<Seen>| {
         part.into_iter().filter_map(|seen| one(seen).transpose()).collect::<Result<Vec<_>>>()
@@ -230,9 +361,9 @@ pub(crate) fn capability(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     Ok(xattrs)
 }
 
-fn to_entry(scanned: Scanned, ownership: Ownership) -> Option<(Vec<u8>, Entry)> {
+fn to_entry(scanned: &Scanned, ownership: Ownership) -> Option<(Vec<u8>, Entry)> {
     let metadata = &scanned.metadata;
-    let kind = file_kind(metadata, scanned.link, || Content::Host {
+    let kind = file_kind(metadata, scanned.link.clone(), || Content::Host {
         path: scanned.host.clone().into(),
         digest: scanned.digest,
     })?;
@@ -246,11 +377,11 @@ fn to_entry(scanned: Scanned, ownership: Ownership) -> Option<(Vec<u8>, Entry)> 
         uid,
         gid,
         mtime: mtime(metadata),
-        xattrs: scanned.xattrs,
+        xattrs: scanned.xattrs.clone(),
         inode: (metadata.nlink() > 1 && !metadata.is_dir())
             .then(|| (metadata.dev(), metadata.ino())),
     };
-    Some((scanned.path, entry))
+    Some((scanned.path.clone(), entry))
 }
 
 /// Returns the modification time in nanoseconds since 1970.
@@ -440,108 +571,6 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The file of remembered digests of one folder: entries in the order of a walk, then the sha256 of all that.
-#[derive(Default)]
-struct Memory {
-    bytes: Vec<u8>,
-    count: usize,
-}
-
-const MAGIC: &[u8; 8] = b"slipdig1";
-const FIXED: usize = 5 * 8 + 32;
-
-impl Memory {
-    fn load(path: &Path) -> Self {
-        // Without memory, or with a damaged one, every file is simply read again.
-        let Ok(mut bytes) = fs::read(path) else { return Self::default() };
-        if bytes.len() < MAGIC.len() + 8 + 32 || !bytes.starts_with(MAGIC) {
-            return Self::default();
-        }
-        let sum = bytes.split_off(bytes.len() - 32);
-        if Sha256::digest(&bytes)[..] != sum[..] {
-            return Self::default();
-        }
-        let count = u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes")) as usize;
-        bytes.drain(..16);
-        Self { bytes, count }
-    }
-
-    fn iter(&self) -> MemoryIter<'_> {
-        MemoryIter(&self.bytes)
-    }
-
-    fn save(path: &Path, found: &[Scanned], began: i64) {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&[0; 8]);
-        let mut count = 0u64;
-        for scanned in found {
-            let (Some(digest), Ok(length)) = (scanned.digest, u16::try_from(scanned.path.len()))
-            else {
-                continue;
-            };
-            let stamp = Stamp::of(&scanned.metadata);
-            // The few files with attributes are read every time, so that the many need not be asked for theirs.
-            if stamp.mtime.max(stamp.ctime) > began - RACY || !scanned.xattrs.is_empty() {
-                continue;
-            }
-            bytes.extend_from_slice(&length.to_le_bytes());
-            bytes.extend_from_slice(&scanned.path);
-            for number in
-                [stamp.device, stamp.inode, stamp.size, stamp.mtime as u64, stamp.ctime as u64]
-            {
-                bytes.extend_from_slice(&number.to_le_bytes());
-            }
-            bytes.extend_from_slice(&digest);
-            count += 1;
-        }
-        bytes[8..16].copy_from_slice(&count.to_le_bytes());
-        let sum = Sha256::digest(&bytes);
-        bytes.extend_from_slice(&sum);
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        // Only an aid to speed: a full disk must not fail the build here.
-        if let Err(error) =
-            fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path))
-        {
-            tracing::debug!(path = %path.display(), %error, "digests are not remembered");
-            if let Err(error) = fs::remove_file(&temporary) {
-                tracing::debug!(path = %temporary.display(), %error, "temporary file stays behind");
-            }
-        }
-    }
-}
-
-struct MemoryIter<'a>(&'a [u8]);
-
-impl<'a> Iterator for MemoryIter<'a> {
-    type Item = (&'a [u8], Stamp, [u8; 32]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (length, rest) = self.0.split_first_chunk::<2>()?;
-        let length = usize::from(u16::from_le_bytes(*length));
-        let path = rest.get(..length)?;
-        let fixed = rest.get(length..length + FIXED)?;
-        self.0 = &rest[length + FIXED..];
-        let number =
-            |n: usize| u64::from_le_bytes(fixed[n * 8..n * 8 + 8].try_into().expect("eight bytes"));
-        let stamp = Stamp {
-            device: number(0),
-            inode: number(1),
-            size: number(2),
-            mtime: number(3) as i64,
-            ctime: number(4) as i64,
-        };
-        Some((path, stamp, fixed[40..].try_into().expect("thirty-two bytes")))
-    }
-}
-
-impl std::fmt::Debug for Memory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Memory({} digests)", self.count)
-    }
-}
-
 /// Makes the host content of a file.
 pub(crate) fn host_content(path: PathBuf) -> Content {
     Content::Host { path: Arc::from(path), digest: None }
@@ -707,6 +736,8 @@ mod tests {
         let scanned = Scanned {
             path: b"a".to_vec(),
             host: path.clone(),
+            parent: 0,
+            listed: None,
             metadata: fs::metadata(&path).unwrap(),
             xattrs: BTreeMap::new(),
             link: None,

@@ -1,0 +1,471 @@
+//! A whole scan kept for the next build, which then asks only whether anything has changed.
+//!
+//! A directory whose device, inode and times are what they were holds the same names; a file with the same stamp holds the
+//! same bytes. So a kept scan is valid when all its stamps are, and a scan that is valid need not be turned into a
+//! [`Tree`] until somebody wants to see it: its digest was kept with it. One that saw a time too close to the present is
+//! not kept, because the next change might leave no trace in the times.
+//!
+//! The file: the magic, its checksum, the tree's digest, then each directory with the files in it. Numbers are
+//! little-endian; paths end with a zero byte, so that the kernel can be asked about them in place.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, major, minor};
+use sha2::{Digest as _, Sha256};
+use slipway_spec::digest::to_hex;
+
+use super::memory::replace;
+use super::{RACY, Scanned, Stamp, mtime};
+use crate::error::{Error, ErrorKind, Result};
+use crate::tree::{Content, Entry, Kind, Tree, join};
+
+const MAGIC: &[u8; 8] = b"slipscn1";
+const HEADER: usize = MAGIC.len() + 4 + 32;
+
+/// Kept scans of one folder, each with another selection of its files.
+const PER_FOLDER: usize = 4;
+
+/// A thread costs as much as asking about this many files.
+const FILES_PER_THREAD: usize = 1024;
+
+/// A directory that was listed, with its attributes from before it was.
+pub(super) struct Listed {
+    pub(super) path: Vec<u8>,
+    pub(super) stamp: Stamp,
+}
+
+/// Where the scan of a folder with a selection is kept.
+pub(super) fn place(memory: &Path, root: &Path, selection: &[u8; 32]) -> PathBuf {
+    let folder = to_hex(&Sha256::digest(root.as_os_str().as_bytes()));
+    memory.join(format!("{folder}.{}", to_hex(&selection[..8])))
+}
+
+/// Keeps a scan, if all that it saw has settled. `began` is when it did.
+pub(super) fn save(
+    place: &Path,
+    began: i64,
+    listed: &[Listed],
+    found: &[Scanned],
+    digest: &[u8; 32],
+) {
+    let settled = |stamp: &Stamp| stamp.mtime.max(stamp.ctime) <= began - RACY;
+    if !listed.iter().all(|directory| settled(&directory.stamp))
+        || !found.iter().all(|scanned| scanned.is_dir() || settled(&Stamp::of(&scanned.metadata)))
+    {
+        return;
+    }
+    let mut files: Vec<Vec<&Scanned>> = listed.iter().map(|_| vec![]).collect();
+    let mut entries: Vec<Option<&Scanned>> = listed.iter().map(|_| None).collect();
+    for scanned in found {
+        match scanned.listed {
+            Some(at) => entries[at] = Some(scanned),
+            // No tree has sockets.
+            None if FileType::from_raw_mode(scanned.metadata.mode()) == FileType::Socket => {}
+            None => files[scanned.parent].push(scanned),
+        }
+    }
+    let mut out = vec![0; HEADER];
+    for ((directory, entry), files) in listed.iter().zip(entries).zip(files) {
+        out.extend_from_slice(&directory.path);
+        out.push(0);
+        put_stamp(&mut out, &directory.stamp);
+        out.push(entry.is_some().into());
+        if let Some(entry) = entry {
+            put_attributes(&mut out, entry);
+        }
+        out.extend_from_slice(&(files.len() as u32).to_le_bytes());
+        for file in files {
+            let start = if directory.path.is_empty() { 0 } else { directory.path.len() + 1 };
+            out.extend_from_slice(&file.path[start..]);
+            out.push(0);
+            put_stamp(&mut out, &Stamp::of(&file.metadata));
+            put_attributes(&mut out, file);
+            put_numbers(&mut out, &[file.metadata.nlink(), file.metadata.rdev()]);
+            out.extend_from_slice(&file.digest.unwrap_or_default());
+            put_bytes(&mut out, file.link.as_deref().unwrap_or_default());
+        }
+    }
+    out[MAGIC.len() + 4..HEADER].copy_from_slice(digest);
+    let sum = libdeflater::crc32(&out[MAGIC.len() + 4..]);
+    out[..MAGIC.len()].copy_from_slice(MAGIC);
+    out[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&sum.to_le_bytes());
+    replace(place, &out);
+    forget_old(place);
+}
+
+/// Selections come and go with every change of a Dockerfile: only the newest few are of use.
+fn forget_old(place: &Path) {
+    let (Some(memory), Some(name)) = (place.parent(), place.file_name()) else { return };
+    let folder = name.as_bytes().split(|byte| *byte == b'.').next().unwrap_or_default().to_vec();
+    let Ok(entries) = fs::read_dir(memory) else { return };
+    let mut kept: Vec<(std::time::SystemTime, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let rest = path.file_name()?.as_bytes().strip_prefix(folder.as_slice())?;
+            let ours = rest.len() == 17 && rest[0] == b'.';
+            let modified = fs::metadata(&path).ok()?.modified().ok()?;
+            ours.then_some((modified, path))
+        })
+        .collect();
+    kept.sort();
+    let surplus = kept.len().saturating_sub(PER_FOLDER);
+    for (_, path) in &kept[..surplus] {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::debug!(path = %path.display(), %error, "an old scan stays behind");
+        }
+    }
+}
+
+fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
+    for number in numbers {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+fn put_stamp(out: &mut Vec<u8>, stamp: &Stamp) {
+    let Stamp { device, inode, size, mtime, ctime } = *stamp;
+    put_numbers(out, &[device, inode, size, mtime as u64, ctime as u64]);
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn put_attributes(out: &mut Vec<u8>, scanned: &Scanned) {
+    let metadata = &scanned.metadata;
+    for number in [metadata.mode(), metadata.uid(), metadata.gid()] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    out.extend_from_slice(&mtime(metadata).to_le_bytes());
+    out.push(u8::try_from(scanned.xattrs.len()).expect("one attribute is ever read"));
+    for (name, value) in &scanned.xattrs {
+        put_bytes(out, name);
+        put_bytes(out, value);
+    }
+}
+
+/// A scan kept by an earlier process.
+pub(super) struct Kept {
+    bytes: Vec<u8>,
+    root: PathBuf,
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kept").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+/// What is missing from a kept scan that ends too early, or says what no scan says. The checksum makes that unlikely.
+struct Damaged;
+
+/// The attributes that an entry has whatever it is.
+struct Attributes {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: i64,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+struct File<'a> {
+    name: &'a CStr,
+    stamp: Stamp,
+    attributes: Attributes,
+    links: u64,
+    device: u64,
+    digest: [u8; 32],
+    link: &'a [u8],
+}
+
+struct Directory<'a> {
+    path: &'a CStr,
+    stamp: Stamp,
+    /// `None` when it is only on the way to something else.
+    attributes: Option<Attributes>,
+    files: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> std::result::Result<&'a [u8], Damaged> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Damaged)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> std::result::Result<[u8; N], Damaged> {
+        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(Damaged)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn u32(&mut self) -> std::result::Result<u32, Damaged> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> std::result::Result<u64, Damaged> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn i64(&mut self) -> std::result::Result<i64, Damaged> {
+        self.array().map(i64::from_le_bytes)
+    }
+
+    fn bytes(&mut self) -> std::result::Result<&'a [u8], Damaged> {
+        let length = self.u32()?;
+        self.take(usize::try_from(length).map_err(|_| Damaged)?)
+    }
+
+    fn text(&mut self) -> std::result::Result<&'a CStr, Damaged> {
+        let text = CStr::from_bytes_until_nul(self.0).map_err(|_| Damaged)?;
+        self.0 = &self.0[text.count_bytes() + 1..];
+        Ok(text)
+    }
+
+    fn stamp(&mut self) -> std::result::Result<Stamp, Damaged> {
+        Ok(Stamp {
+            device: self.u64()?,
+            inode: self.u64()?,
+            size: self.u64()?,
+            mtime: self.i64()?,
+            ctime: self.i64()?,
+        })
+    }
+
+    fn attributes(&mut self) -> std::result::Result<Attributes, Damaged> {
+        let (mode, uid, gid, mtime) = (self.u32()?, self.u32()?, self.u32()?, self.i64()?);
+        let [count] = self.array()?;
+        let mut xattrs = BTreeMap::new();
+        for _ in 0..count {
+            xattrs.insert(self.bytes()?.to_vec(), self.bytes()?.to_vec());
+        }
+        Ok(Attributes { mode, uid, gid, mtime, xattrs })
+    }
+
+    fn directory(&mut self) -> std::result::Result<Directory<'a>, Damaged> {
+        let (path, stamp) = (self.text()?, self.stamp()?);
+        let attributes = match self.array()? {
+            [0] => None,
+            _ => Some(self.attributes()?),
+        };
+        let files = usize::try_from(self.u32()?).map_err(|_| Damaged)?;
+        Ok(Directory { path, stamp, attributes, files })
+    }
+
+    fn file(&mut self) -> std::result::Result<File<'a>, Damaged> {
+        Ok(File {
+            name: self.text()?,
+            stamp: self.stamp()?,
+            attributes: self.attributes()?,
+            links: self.u64()?,
+            device: self.u64()?,
+            digest: self.array()?,
+            link: self.bytes()?,
+        })
+    }
+}
+
+impl Kept {
+    /// Returns the scan kept at a place if everything is still as it saw it.
+    pub(super) fn load(place: &Path, root: &Path) -> Option<Self> {
+        let bytes = fs::read(place).ok()?;
+        let sum = bytes.get(MAGIC.len()..MAGIC.len() + 4)?;
+        if bytes.len() < HEADER
+            || !bytes.starts_with(MAGIC)
+            || sum != libdeflater::crc32(&bytes[MAGIC.len() + 4..]).to_le_bytes()
+        {
+            return None;
+        }
+        let kept = Self { bytes, root: root.to_path_buf() };
+        kept.holds().unwrap_or(false).then_some(kept)
+    }
+
+    /// Returns the digest of the tree.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        self.bytes[HEADER - 32..HEADER].try_into().expect("the header was checked")
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader(&self.bytes[HEADER..])
+    }
+
+    /// Asks the kernel about all that the scan saw, on all cores.
+    fn holds(&self) -> std::result::Result<bool, Damaged> {
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(root) = rustix::fs::open(&self.root, directory, Mode::empty()) else {
+            return Ok(false);
+        };
+        // Where each part of the work begins: whole directories, about as many files in each.
+        let mut starts = vec![];
+        let mut reader = self.reader();
+        let mut files = 0;
+        while !reader.0.is_empty() {
+            let here = reader;
+            let directory = reader.directory()?;
+            for _ in 0..directory.files {
+                reader.file()?;
+            }
+            starts.push((files, here));
+            files += directory.files + 1;
+        }
+        let threads = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(files.div_ceil(FILES_PER_THREAD))
+            .max(1);
+        let share = files.div_ceil(threads).max(1);
+        let mut parts: Vec<(Reader<'_>, usize)> = vec![];
+        for (before, reader) in starts {
+            if before / share >= parts.len() {
+                parts.push((reader, 0));
+            }
+            if let Some(part) = parts.last_mut() {
+                part.1 += 1;
+            }
+        }
+        let valid = AtomicBool::new(true);
+        let check = |(reader, directories)| self.check(root.as_fd(), reader, directories, &valid);
+        let Some(first) = parts.pop() else { return Ok(true) };
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                parts.into_iter().map(|part| scope.spawn(move || check(part))).collect();
+            check(first)?;
+            for other in others {
+                other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(valid.load(Ordering::Relaxed))
+        })
+    }
+
+    fn check(
+        &self,
+        root: BorrowedFd<'_>,
+        mut reader: Reader<'_>,
+        directories: usize,
+        valid: &AtomicBool,
+    ) -> std::result::Result<(), Damaged> {
+        for _ in 0..directories {
+            let directory = reader.directory()?;
+            let opened = if directory.path.is_empty() {
+                rustix::io::fcntl_dupfd_cloexec(root, 0)
+            } else {
+                open_below(root, directory.path)
+            };
+            let same = opened.is_ok_and(|fd| {
+                unchanged(&fd, c"", AtFlags::EMPTY_PATH, &directory.stamp)
+                    && (0..directory.files).all(|_| {
+                        reader.file().is_ok_and(|file| {
+                            unchanged(&fd, file.name, AtFlags::SYMLINK_NOFOLLOW, &file.stamp)
+                        })
+                    })
+            });
+            if !same || !valid.load(Ordering::Relaxed) {
+                valid.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns the scan into the tree it saw.
+    pub(super) fn tree(&self, keep_owner: bool) -> Result<Tree> {
+        self.decode(keep_owner).map_err(|Damaged| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the remembered scan of {} is damaged", self.root.display()),
+            )
+        })
+    }
+
+    fn decode(&self, keep_owner: bool) -> std::result::Result<Tree, Damaged> {
+        let mut entries = vec![];
+        let mut reader = self.reader();
+        let owner = |a: &Attributes| if keep_owner { (a.uid, a.gid) } else { (0, 0) };
+        while !reader.0.is_empty() {
+            let directory = reader.directory()?;
+            let path = directory.path.to_bytes();
+            if let Some(attributes) = directory.attributes {
+                let (uid, gid) = owner(&attributes);
+                entries.push((
+                    path.to_vec(),
+                    Entry {
+                        kind: Kind::Directory { opaque: false },
+                        mode: attributes.mode & 0o7777,
+                        uid,
+                        gid,
+                        mtime: attributes.mtime,
+                        xattrs: attributes.xattrs,
+                        inode: None,
+                    },
+                ));
+            }
+            let host = self.root.join(std::ffi::OsStr::from_bytes(path));
+            for _ in 0..directory.files {
+                let file = reader.file()?;
+                let (uid, gid) = owner(&file.attributes);
+                entries.push((
+                    join(path, file.name.to_bytes()),
+                    Entry {
+                        kind: kind(&file, &host)?,
+                        mode: file.attributes.mode & 0o7777,
+                        uid,
+                        gid,
+                        mtime: file.attributes.mtime,
+                        xattrs: file.attributes.xattrs,
+                        inode: (file.links > 1).then_some((file.stamp.device, file.stamp.inode)),
+                    },
+                ));
+            }
+        }
+        Ok(entries.into_iter().collect())
+    }
+}
+
+fn kind(file: &File<'_>, folder: &Path) -> std::result::Result<Kind, Damaged> {
+    let (major, minor) = (major(file.device), minor(file.device));
+    Ok(match FileType::from_raw_mode(file.attributes.mode) {
+        FileType::RegularFile => {
+            let path = folder.join(std::ffi::OsStr::from_bytes(file.name.to_bytes()));
+            let content = Content::Host { path: Arc::from(path), digest: Some(file.digest) };
+            Kind::File { content, size: file.stamp.size }
+        }
+        FileType::Symlink => Kind::Symlink { target: file.link.to_vec() },
+        FileType::CharacterDevice => Kind::CharDevice { major, minor },
+        FileType::BlockDevice => Kind::BlockDevice { major, minor },
+        FileType::Fifo => Kind::Fifo,
+        _ => return Err(Damaged),
+    })
+}
+
+fn open_below(root: BorrowedFd<'_>, path: &CStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(root, path, flags, Mode::empty())
+}
+
+fn unchanged(directory: &OwnedFd, name: &CStr, flags: AtFlags, stamp: &Stamp) -> bool {
+    let wanted = StatxFlags::INO | StatxFlags::SIZE | StatxFlags::MTIME | StatxFlags::CTIME;
+    rustix::fs::statx(directory, name, flags, wanted).is_ok_and(|found| {
+        let nanos = |time: rustix::fs::StatxTimestamp| {
+            time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
+        };
+        *stamp
+            == Stamp {
+                device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+                inode: found.stx_ino,
+                size: found.stx_size,
+                mtime: nanos(found.stx_mtime),
+                ctime: nanos(found.stx_ctime),
+            }
+    })
+}
