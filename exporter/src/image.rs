@@ -6,7 +6,8 @@ use slipway_spec::manifest::to_bytes;
 use slipway_spec::{
     Descriptor, History, ImageConfig, Index, Manifest, MediaType, Platform, timestamp,
 };
-use slipway_store::snapshot::{LayerBlob, LayerId, Snapshot};
+use slipway_store::pack::LayerBlob;
+use slipway_store::snapshot::{LayerId, Snapshot};
 use slipway_store::{Store, blocking};
 
 use crate::error::Result;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use slipway_spec::media_type::Compression;
 use slipway_spec::{ImageReference, ReferenceError};
-use slipway_store::snapshot::BlobOptions;
+use slipway_store::pack::BlobOptions;
 
 use crate::error::{ExportError, Result};
 

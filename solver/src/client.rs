@@ -14,9 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use slipway_spec::pattern::{MatchInfo, PatternMatcher};
-use slipway_store::tree::scan::{
-    Filter, Ownership, Scan, ScanOptions, Verdict, scan_or_recall,
-};
+use slipway_store::tree::scan::{Filter, Ownership, Scan, ScanOptions, Verdict, scan_or_recall};
 use slipway_store::tree::{Tree, clean, join, split};
 use slipway_store::{Error, ErrorKind, blocking};
 

@@ -269,6 +269,7 @@ impl Store {
                 self.doom(&self.blob_path(&parsed), &mut doomed)?;
                 pruned.blobs += 1;
             }
+            t.execute("DELETE FROM segment WHERE blob NOT IN (SELECT digest FROM blob)", [])?;
             // Other tools read this file, and a power cut or a careless hand may have changed it.
             self.write_index(t)
         })?;

@@ -13,8 +13,10 @@
 //! a layer is ever used with a path of the host: every operation is relative to an open directory.
 
 pub mod apply;
+pub(crate) mod behind;
 pub mod compression;
 pub mod diff;
+pub(crate) mod expand;
 mod host;
 pub mod reader;
 pub mod stack;

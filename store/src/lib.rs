@@ -29,7 +29,7 @@ pub mod layer;
 pub mod layout;
 mod lease;
 mod metadata;
-
+pub mod pack;
 pub mod registry;
 pub mod result;
 pub mod snapshot;

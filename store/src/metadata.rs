@@ -11,6 +11,7 @@
 //! | `layer_blob` | layer, digest | the same layer as a blob, compressed in some way |
 //! | `result` | key | the stack of layers that a build step gave |
 //! | `alias` | key | another key under which a result is found |
+//! | `segment` | key | which part of which blob holds some entries of a layer |
 //!
 //! `used` columns hold nanoseconds since 1970, true to [`USED_PRECISION`]: whoever relies on a row sets `used`, unless it
 //! was set a moment ago, so that a build in which nothing changed writes nothing. The collector deletes only rows last used
@@ -29,7 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::now_nanos;
 
 /// The version of the tables below; raised with every change.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE blob (
@@ -52,6 +53,13 @@ CREATE TABLE result (
     description TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE alias (key BLOB PRIMARY KEY, target BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
+";
+
+/// What version 3 has more: where segments of layers are.
+const FROM_2: &str = "
+CREATE TABLE segment (
+    key BLOB PRIMARY KEY, blob TEXT NOT NULL, offset INTEGER NOT NULL, members BLOB NOT NULL
+) WITHOUT ROWID;
 ";
 
 /// What version 2 has more: whether a blob was seen to hold its layer.
@@ -119,8 +127,14 @@ impl Metadata {
             // Another process may have been first.
             let before = version(&transaction).map_err(describe)?;
             if before < SCHEMA_VERSION {
-                let steps = if before == 0 { SCHEMA } else { FROM_1 };
-                transaction.execute_batch(steps).map_err(describe)?;
+                let steps: &[&str] = match before {
+                    0 => &[SCHEMA, FROM_2],
+                    1 => &[FROM_1, FROM_2],
+                    _ => &[FROM_2],
+                };
+                for step in steps {
+                    transaction.execute_batch(step).map_err(describe)?;
+                }
                 transaction
                     .pragma_update(None, "user_version", SCHEMA_VERSION)
                     .map_err(describe)?;

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,8 +21,8 @@ use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::folder::remove_tree;
-use crate::layer::compression::{self, Encoder};
-use crate::layer::{self, ApplyOptions, DiffOptions, LayerErrorKind, LayerStack, TarWriter};
+use crate::layer::compression;
+use crate::layer::{self, ApplyOptions, LayerErrorKind, LayerStack};
 use crate::lease::now_nanos;
 use crate::tree::Tree;
 
@@ -47,58 +47,24 @@ impl Snapshot {
     }
 }
 
-/// How a layer should be compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlobOptions {
-    /// The compression.
-    pub compression: Compression,
-    /// The level, in the compression's own scale; `None` is the default.
-    pub level: Option<i32>,
-    /// Whether a blob in another compression is converted rather than used as it is.
-    pub force: bool,
-    /// Whether to use Docker's media types.
-    pub docker: bool,
-}
-
-impl Default for BlobOptions {
-    fn default() -> Self {
-        Self { compression: Compression::Gzip, level: None, force: false, docker: false }
-    }
-}
-
-impl BlobOptions {
-    fn is_met_by(&self, blob: &BlobRow) -> bool {
-        blob.compression == self.compression && (self.level.is_none() || blob.level == self.level)
-    }
-}
-
-/// A layer as content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerBlob {
-    /// The blob.
-    pub descriptor: Descriptor,
-    /// The digest of its uncompressed bytes.
-    pub diff_id: Digest,
-}
-
 #[derive(Debug)]
-struct Row {
-    id: LayerId,
-    diff_id: Option<Digest>,
-    folder: bool,
-    created: i64,
-    description: String,
+pub(crate) struct Row {
+    pub(crate) id: LayerId,
+    pub(crate) diff_id: Option<Digest>,
+    pub(crate) folder: bool,
+    pub(crate) created: i64,
+    pub(crate) description: String,
 }
 
 #[derive(Clone, Debug)]
-struct BlobRow {
-    digest: Digest,
+pub(crate) struct BlobRow {
+    pub(crate) digest: Digest,
     /// Whether it was seen to hold the layer; otherwise an image merely claims so.
-    checked: bool,
-    media_type: MediaType,
-    compression: Compression,
-    level: Option<i32>,
-    size: u64,
+    pub(crate) checked: bool,
+    pub(crate) media_type: MediaType,
+    pub(crate) compression: Compression,
+    pub(crate) level: Option<i32>,
+    pub(crate) size: u64,
 }
 
 /// One lock per layer under work.
@@ -106,7 +72,7 @@ struct BlobRow {
 pub(crate) struct Busy(Mutex<HashMap<LayerId, Arc<Mutex<()>>>>);
 
 impl Busy {
-    fn of(&self, layer: LayerId) -> Arc<Mutex<()>> {
+    pub(crate) fn of(&self, layer: LayerId) -> Arc<Mutex<()>> {
         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Forget locks that nobody holds or waits for.
         if locks.len() > 256 {
@@ -246,7 +212,7 @@ impl Store {
         self.pending_trees().get(&layer).cloned()
     }
 
-    fn row(&self, layer: LayerId) -> Result<Option<Row>> {
+    pub(crate) fn row(&self, layer: LayerId) -> Result<Option<Row>> {
         let row = self.metadata().find(
             layer.0,
             "SELECT diff_id, folder, boot, created, description, used FROM layer WHERE id = ?1",
@@ -265,7 +231,7 @@ impl Store {
         Ok(Some(Row { id: layer, diff_id, folder: folder && trusted, created, description }))
     }
 
-    fn blob_rows(&self, layer: LayerId) -> Result<Vec<BlobRow>> {
+    pub(crate) fn blob_rows(&self, layer: LayerId) -> Result<Vec<BlobRow>> {
         let rows = self.metadata().with(|c| {
             let mut statement = c.prepare_cached(
                 "SELECT digest, media_type, compression, level, size, checked FROM layer_blob WHERE layer = ?1
@@ -318,7 +284,7 @@ impl Store {
     }
 
     /// Settles whether a blob holds a layer as some image says, now that somebody has seen.
-    fn settle(&self, layer: LayerId, digest: &Digest, holds: bool) -> Result<()> {
+    pub(crate) fn settle(&self, layer: LayerId, digest: &Digest, holds: bool) -> Result<()> {
         let statement = if holds {
             "UPDATE layer_blob SET checked = 1 WHERE layer = ?1 AND digest = ?2 AND checked = 0"
         } else {
@@ -502,7 +468,7 @@ impl Store {
 
     /// Finds out whether a blob that cannot be used was damaged here or has always been like that. Either way nobody takes
     /// it for the layer again.
-    fn blame(&self, blob: &BlobRow, row: &Row, error: Error) -> Error {
+    pub(crate) fn blame(&self, blob: &BlobRow, row: &Row, error: Error) -> Error {
         if let Err(damaged) = self.verify_blob(&blob.digest) {
             return damaged.because(error);
         }
@@ -566,181 +532,6 @@ impl Store {
             .map_err(|error| layer_error("cannot read the layers", error))
     }
 
-    /// Returns a layer's blob if it is here as wanted and beyond doubt; unlike [`ensure_blob`](Self::ensure_blob) this does
-    /// no work.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub fn blob_at_hand(
-        &self,
-        layer: LayerId,
-        options: &BlobOptions,
-    ) -> Result<Option<LayerBlob>> {
-        let Some(diff_id) = self.row(layer)?.and_then(|row| row.diff_id) else { return Ok(None) };
-        let mut rows = self.blob_rows(layer)?;
-        if rows.len() != 1 {
-            return Ok(None);
-        }
-        let Some(blob) = rows.pop() else { return Ok(None) };
-        let wanted = !options.force || options.is_met_by(&blob);
-        if !wanted || !self.has_blob(&blob.digest)? {
-            return Ok(None);
-        }
-        Ok(Some(blob.into_layer(diff_id, options.docker)))
-    }
-
-    /// Returns a layer as a blob, making it where needed. `below` are the layers under it.
-    ///
-    /// # Errors
-    /// As [`ensure_folder`](Self::ensure_folder).
-    pub fn ensure_blob(
-        &self,
-        layer: LayerId,
-        below: &[LayerId],
-        options: &BlobOptions,
-    ) -> Result<LayerBlob> {
-        let lock = self.0.busy.of(layer);
-        let held = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let row = self.row(layer)?.ok_or_else(|| unknown(layer))?;
-        if let Some(diff_id) = &row.diff_id {
-            let mut blobs = self.believable_blobs(layer, &row)?;
-            let at = blobs
-                .iter()
-                .position(|blob| options.is_met_by(blob))
-                .or((!options.force && !blobs.is_empty()).then_some(0));
-            if let Some(at) = at {
-                return Ok(blobs.swap_remove(at).into_layer(diff_id.clone(), options.docker));
-            }
-            // Another form of the same bytes keeps the diff id, which packing the folder anew may not.
-            if let Some(blob) = blobs.first() {
-                let packed = self.convert(blob, &row, options)?;
-                self.metadata().with(|c| {
-                    insert_layer_blob(c, layer, &packed.descriptor, options.level, true)
-                })?;
-                return Ok(packed);
-            }
-        }
-        let folder = self.layer_folder(layer);
-        let packed = if let Some(tree) = self.pending_tree(layer) {
-            self.pack(options, |tar| tree.write_tar(tar))?
-        } else if row.folder && folder.exists() {
-            // Other layers are unpacked under their own locks; ours is not needed for that.
-            drop(held);
-            let lower = self.stack(below)?;
-            self.pack(options, |tar| {
-                let diff = DiffOptions { overlay: self.overlay(), ..DiffOptions::default() };
-                layer::write_folder(&folder, &lower, tar, &diff)
-                    .map(drop)
-                    .map_err(|error| layer_error(format!("cannot pack layer {}", layer.0), error))
-            })?
-        } else {
-            return Err(not_here(layer, &row.description));
-        };
-        let diff_id = packed.diff_id.to_string();
-        self.metadata().write(|t| {
-            let changed = t
-                .prepare_cached(
-                    "UPDATE layer SET diff_id = ?2 WHERE id = ?1 AND diff_id IS NOT ?2",
-                )?
-                .execute((layer.0, &diff_id))?;
-            if changed > 0 {
-                // Blobs of other bytes than these must never be shown together with the new diff id.
-                t.prepare_cached("DELETE FROM layer_blob WHERE layer = ?1")?.execute([layer.0])?;
-            }
-            insert_layer_blob(t, layer, &packed.descriptor, options.level, true)
-        })?;
-        Ok(packed)
-    }
-
-    /// Returns the blobs of a layer that are here. Where images name several for one layer, none is taken at its word:
-    /// anybody can write any diff id into an image's config.
-    fn believable_blobs(&self, layer: LayerId, row: &Row) -> Result<Vec<BlobRow>> {
-        let rows = self.blob_rows(layer)?;
-        let doubtful = rows.len() > 1;
-        let mut believable = vec![];
-        for blob in rows {
-            if !self.has_blob(&blob.digest)? {
-                continue;
-            }
-            if doubtful && !blob.checked {
-                match self.read_layer(&blob, row, &mut io::sink()) {
-                    Ok(_) => self.settle(layer, &blob.digest, true)?,
-                    Err(error) if error.kind() == ErrorKind::Corrupt => {
-                        tracing::warn!(digest = %blob.digest, %error, "a blob does not hold the layer its image names");
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            believable.push(blob);
-        }
-        Ok(believable)
-    }
-
-    /// Writes a layer's uncompressed bytes, which are compared with its diff id in passing.
-    fn read_layer(&self, blob: &BlobRow, row: &Row, out: &mut dyn Write) -> Result<Digest> {
-        let file = self.open_blob(&blob.digest)?;
-        let failed = || format!("cannot read layer {}", blob.digest);
-        let mut reader = compression::decoder(Box::new(BufReader::with_capacity(256 * 1024, file)))
-            .context(failed)?;
-        let mut hasher = row.diff_id.as_ref().map_or_else(Hasher::sha256, Digest::verifier);
-        let mut buffer = vec![0; 128 * 1024];
-        loop {
-            let read = match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(self.blame(blob, row, Error::io(failed(), error))),
-            };
-            hasher.update(&buffer[..read]);
-            out.write_all(&buffer[..read])
-                .context(|| format!("cannot convert layer {}", blob.digest))?;
-        }
-        let found = hasher.finish();
-        if row.diff_id.as_ref().is_some_and(|expected| *expected != found) {
-            return Err(self.blame(blob, row, not_as_named(blob, &found)));
-        }
-        Ok(found)
-    }
-
-    fn pack(
-        &self,
-        options: &BlobOptions,
-        write: impl FnOnce(
-            &mut TarWriter<HashingWriter<Encoder<crate::content::ContentWriter>>>,
-        ) -> Result<()>,
-    ) -> Result<LayerBlob> {
-        let failed = || "cannot write a layer".to_owned();
-        let encoder = Encoder::new(self.write_blob()?, options.compression, options.level);
-        let inner = HashingWriter { inner: encoder.context(failed)?, hasher: Hasher::sha256() };
-        let mut tar = TarWriter::new(inner);
-        write(&mut tar)?;
-        let done = tar.finish().context(failed)?;
-        self.finish_blob(done, options)
-    }
-
-    fn finish_blob(
-        &self,
-        done: HashingWriter<Encoder<crate::content::ContentWriter>>,
-        options: &BlobOptions,
-    ) -> Result<LayerBlob> {
-        let diff_id = done.hasher.finish();
-        let writer = done.inner.finish().context(|| "cannot write a layer".to_owned())?;
-        let (digest, size) = writer.commit(None)?;
-        let media_type = MediaType::layer(options.compression, options.docker);
-        Ok(LayerBlob { descriptor: Descriptor::new(media_type, digest, size), diff_id })
-    }
-
-    fn convert(&self, blob: &BlobRow, row: &Row, options: &BlobOptions) -> Result<LayerBlob> {
-        let failed = || format!("cannot convert layer {}", blob.digest);
-        let encoder = Encoder::new(self.write_blob()?, options.compression, options.level);
-        let mut encoder = encoder.context(failed)?;
-        let diff_id = self.read_layer(blob, row, &mut encoder)?;
-        let (digest, size) = encoder.finish().context(failed)?.commit(None)?;
-        let media_type = MediaType::layer(options.compression, options.docker);
-        Ok(LayerBlob { descriptor: Descriptor::new(media_type, digest, size), diff_id })
-    }
-
     /// Makes all layer folders written so far survive a power cut.
     ///
     /// # Errors
@@ -768,19 +559,7 @@ impl Store {
     }
 }
 
-impl BlobRow {
-    fn into_layer(self, diff_id: Digest, docker: bool) -> LayerBlob {
-        // The same bytes go by either vocabulary's name; types of neither are left alone.
-        let media_type = if self.media_type.is_docker() == docker {
-            self.media_type
-        } else {
-            MediaType::layer(self.compression, docker)
-        };
-        LayerBlob { descriptor: Descriptor::new(media_type, self.digest, self.size), diff_id }
-    }
-}
-
-fn insert_layer_blob(
+pub(crate) fn insert_layer_blob(
     connection: &rusqlite::Connection,
     layer: LayerId,
     descriptor: &Descriptor,
@@ -813,7 +592,7 @@ fn create_root(folder: &Path) -> Result<()> {
     rustix::fs::chmod(folder, rustix::fs::Mode::from_raw_mode(0o755)).at("set the mode of", folder)
 }
 
-fn not_as_named(blob: &BlobRow, found: &Digest) -> Error {
+pub(crate) fn not_as_named(blob: &BlobRow, found: &Digest) -> Error {
     Error::new(
         ErrorKind::Corrupt,
         format!(
@@ -823,11 +602,11 @@ fn not_as_named(blob: &BlobRow, found: &Digest) -> Error {
     )
 }
 
-fn unknown(layer: LayerId) -> Error {
+pub(crate) fn unknown(layer: LayerId) -> Error {
     Error::new(ErrorKind::NotFound, format!("layer {} is not in the store", layer.0))
 }
 
-fn not_here(layer: LayerId, description: &str) -> Error {
+pub(crate) fn not_here(layer: LayerId, description: &str) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!(
@@ -859,23 +638,5 @@ impl<R: Read> Read for HashingReader<R> {
         let read = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..read]);
         Ok(read)
-    }
-}
-
-/// Hashes what goes through.
-struct HashingWriter<W> {
-    inner: W,
-    hasher: Hasher,
-}
-
-impl<W: Write> Write for HashingWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }

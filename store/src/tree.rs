@@ -232,9 +232,23 @@ impl Tree {
     /// Visits the names directly in a directory, in order.
     pub fn children(&self, path: &[u8]) -> impl Iterator<Item = (Vec<u8>, &Entry)> {
         let skip = if path.is_empty() { 0 } else { path.len() + 1 };
-        self.range(path).filter_map(move |(key, entry)| {
-            let name = key.0.get(skip..)?;
-            (!name.is_empty() && !name.contains(&0)).then(|| (name.to_vec(), entry))
+        let mut range = self.range(path);
+        let end = after(path);
+        std::iter::from_fn(move || {
+            loop {
+                let (key, entry) = range.next()?;
+                let Some(name) = key.0.get(skip..) else { continue };
+                if name.is_empty() || name.contains(&0) {
+                    continue;
+                }
+                // What is in it is not visited.
+                if entry.is_directory() {
+                    let next = Bound::Included(Key([&key.0, &[1u8][..]].concat().into()));
+                    let end = end.clone().map_or(Bound::Unbounded, Bound::Excluded);
+                    range = self.entries.range((next, end));
+                }
+                return Some((name.to_vec(), entry));
+            }
         })
     }
 
@@ -258,12 +272,20 @@ impl Tree {
         if path.is_empty() {
             return self.entries.range::<Key, _>(..);
         }
-        let first = Key::of(path);
-        // Everything below sorts as "path\0…", the next sibling at the earliest as "path\1".
-        let mut end = first.0.to_vec();
-        end.push(1);
-        self.entries.range((Bound::Included(first), Bound::Excluded(Key(end.into()))))
+        let end = after(path).map_or(Bound::Unbounded, Bound::Excluded);
+        self.entries.range((Bound::Included(Key::of(path)), end))
     }
+}
+
+/// Where what comes after a path and everything below it begins: that sorts as "path\0…", the next sibling at the
+/// earliest as "path\1".
+fn after(path: &[u8]) -> Option<Key> {
+    if path.is_empty() {
+        return None;
+    }
+    let mut end = Key::of(path).0.to_vec();
+    end.push(1);
+    Some(Key(end.into()))
 }
 
 impl FromIterator<(Vec<u8>, Entry)> for Tree {

@@ -23,6 +23,8 @@ pub struct View {
     stack: LayerStack,
     trees: Vec<Arc<Tree>>,
     top: Tree,
+    /// A directory that no lower layer has: what is in it is in the top alone.
+    fresh: Option<Vec<u8>>,
 }
 
 /// A path with its symbolic links resolved inside the tree.
@@ -45,7 +47,7 @@ impl Store {
             layers.iter().rev().map_while(|layer| self.pending_tree(*layer)).collect();
         let folders = &layers[..layers.len() - trees.len()];
         let stack = if folders.is_empty() { LayerStack::empty() } else { self.stack(folders)? };
-        Ok(View { stack, trees: trees.into_iter().rev().collect(), top: Tree::default() })
+        Ok(View { stack, trees: trees.into_iter().rev().collect(), ..View::default() })
     }
 }
 
@@ -96,6 +98,10 @@ impl View {
     /// # Errors
     /// When the disk fails.
     pub fn get(&self, path: &[u8]) -> Result<Option<Entry>> {
+        if self.is_fresh(path) {
+            let entry = self.top.get(path).filter(|entry| entry.kind != Kind::Whiteout);
+            return Ok(entry.cloned());
+        }
         for tree in self.topmost_first() {
             if let Some(entry) = tree.get(path) {
                 return Ok((entry.kind != Kind::Whiteout).then(|| entry.clone()));
@@ -111,6 +117,11 @@ impl View {
             return Ok(None);
         };
         self.entry(&located)
+    }
+
+    fn is_fresh(&self, path: &[u8]) -> bool {
+        let inside = |fresh: &Vec<u8>| path.strip_prefix(fresh.as_slice())?.first().copied();
+        self.fresh.as_ref().and_then(inside) == Some(b'/')
     }
 
     fn topmost_first(&self) -> impl Iterator<Item = &Tree> {
@@ -201,6 +212,12 @@ impl View {
     /// # Errors
     /// When the disk fails.
     pub fn children(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, Entry)>> {
+        if let ([only], true, true) =
+            (self.trees.as_slice(), self.top.is_empty(), self.stack.is_empty())
+        {
+            let seen = only.children(path).filter(|(_, entry)| entry.kind != Kind::Whiteout);
+            return Ok(seen.map(|(name, entry)| (name, entry.clone())).collect());
+        }
         let mut names: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
         let mut hidden = false;
         for tree in self.topmost_first() {
@@ -275,10 +292,15 @@ impl View {
                 *opaque |= self.top.get(path).is_some_and(cuts);
             }
         } else {
-            self.top.remove(path);
+            if before.is_some() || !self.is_fresh(path) {
+                self.top.remove(path);
+            }
             if let Kind::Directory { opaque } = &mut entry.kind {
                 // A new directory must not show what a lower one of the same name had before it was replaced.
                 *opaque = self.below_has(path)?;
+                if !*opaque && !self.is_fresh(path) {
+                    self.fresh = Some(path.to_vec());
+                }
             }
         }
         self.top.insert(path, entry);
@@ -301,7 +323,7 @@ impl View {
 
     /// Whether anything is at a path below the top.
     fn below_has(&self, path: &[u8]) -> Result<bool> {
-        if hides(&self.top, path) {
+        if self.is_fresh(path) || hides(&self.top, path) {
             return Ok(false);
         }
         for tree in self.trees.iter().rev() {

@@ -220,9 +220,36 @@ impl<R: BufRead> BufRead for PeekedReader<R> {
     }
 }
 
+/// A part of a compressed stream that can be decompressed alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Its bytes in the stream.
+    pub(crate) length: usize,
+    /// The bytes it holds.
+    pub(crate) size: usize,
+    /// The CRC-32 of its bytes in the stream.
+    pub(crate) sum: u32,
+}
+
+/// The largest [`Member::size`] that is written.
+pub(crate) const MEMBER_SIZE: usize = gzip::BLOCK;
+
+/// Returns what a gzip member holds, which must be `size` bytes.
+///
+/// # Errors
+/// `InvalidData` if the member is damaged, or its content has another length.
+pub(crate) fn expand(member: &[u8], size: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; size];
+    match libdeflater::Decompressor::new().gzip_decompress(member, &mut bytes) {
+        Ok(length) if length == size => Ok(bytes),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "a gzip member is too short")),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())),
+    }
+}
+
 /// Compresses a stream.
 ///
-/// The output depends on the input and the level only: not on the number of cores, nor on how the input is cut into writes.
+/// The output depends on the input, its cuts and the level only: not on the number of cores, nor on how the input is split into writes.
 /// Small inputs start no thread; memory is bounded by a few blocks per core. [`Encoder::finish`] writes the end; an encoder
 /// dropped before that leaves a cut stream.
 pub struct Encoder<W: Write> {
@@ -279,13 +306,34 @@ impl<W: Write> Encoder<W> {
     /// # Errors
     /// Fails if the output does.
     pub fn finish(self) -> io::Result<W> {
+        self.finish_members().map(|(out, _)| out)
+    }
+
+    /// As [`Encoder::finish`], and returns the members, where the compression has such.
+    pub(crate) fn finish_members(self) -> io::Result<(W, Vec<Member>)> {
         match self.inner {
             Inner::Plain(mut out) => {
                 out.flush()?;
-                Ok(out)
+                Ok((out, vec![]))
             }
             Inner::Gzip(encoder) => encoder.finish(),
-            Inner::Zstd(encoder) => encoder.finish(),
+            Inner::Zstd(encoder) => Ok((encoder.finish()?, vec![])),
+        }
+    }
+
+    /// Ends a member here and returns how many there are so far; `None` where the compression has no members.
+    pub(crate) fn cut(&mut self) -> io::Result<Option<usize>> {
+        match &mut self.inner {
+            Inner::Gzip(encoder) => encoder.cut().map(Some),
+            Inner::Plain(_) | Inner::Zstd(_) => Ok(None),
+        }
+    }
+
+    /// Writes a member from before, which holds `size` bytes.
+    pub(crate) fn splice(&mut self, member: &[u8], size: usize) -> io::Result<()> {
+        match &mut self.inner {
+            Inner::Gzip(encoder) => encoder.splice(member, size),
+            Inner::Plain(_) | Inner::Zstd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }

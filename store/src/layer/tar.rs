@@ -115,12 +115,85 @@ impl Entry {
 pub struct TarWriter<W: Write> {
     out: W,
     buffer: Vec<u8>,
+    segments: Option<Segmented<W>>,
+}
+
+/// An archive that is told where one segment ends and the next begins.
+#[derive(Debug)]
+struct Segmented<W> {
+    tell: Tell<W>,
+    rule: SegmentRule,
+}
+
+/// Tells an output of a segment; the answer is whether it has written the segment itself.
+type Tell<W> = fn(&mut W, Segment<'_>) -> io::Result<bool>;
+
+/// The name of what a segment holds.
+pub(crate) type SegmentKey = [u8; 32];
+
+/// What there is to say about segments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Segment<'a> {
+    /// One begins here that holds what the key names.
+    Known(&'a SegmentKey),
+    /// One begins here.
+    Unknown,
+    /// The one that was just written does not hold what its key names.
+    Spoiled,
+}
+
+/// Decides where an archive is cut into segments: by the names of entries, so that after a change the segments elsewhere
+/// are what they were, and at least half a megabyte apart.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SegmentRule {
+    /// About how many bytes the segment has so far.
+    bytes: u64,
+}
+
+/// No segment but the last is shorter.
+const SHORTEST_SEGMENT: u64 = 512 << 10;
+/// Segments that are longer end with any entry.
+const LONG_SEGMENT: u64 = 4 << 20;
+/// Otherwise one entry in so many begins a segment.
+const SEGMENT_ENTRIES: u32 = 32;
+
+impl SegmentRule {
+    /// Takes an entry into account that has so many bytes of content; returns whether a segment begins with it.
+    pub(crate) fn next(&mut self, path: &[u8], size: u64) -> bool {
+        let begins = self.bytes >= LONG_SEGMENT
+            || (self.bytes >= SHORTEST_SEGMENT
+                && libdeflater::crc32(path).is_multiple_of(SEGMENT_ENTRIES));
+        if begins {
+            self.bytes = 0;
+        }
+        self.bytes = self.bytes.saturating_add(BLOCK as u64).saturating_add(size);
+        begins
+    }
 }
 
 impl<W: Write> TarWriter<W> {
     /// Starts an archive.
     pub fn new(out: W) -> Self {
-        Self { out, buffer: Vec::new() }
+        Self { out, buffer: Vec::new(), segments: None }
+    }
+
+    /// Starts an archive whose output is told where segments begin, and answers whether it has written one itself.
+    pub(crate) fn with_segments(out: W, tell: Tell<W>) -> Self {
+        let segments = Some(Segmented { tell, rule: SegmentRule::default() });
+        Self { segments, ..Self::new(out) }
+    }
+
+    /// Tells of a segment, for callers who follow [`SegmentRule`] themselves. Returns whether its entries must not be
+    /// written any more.
+    pub(crate) fn segment(&mut self, segment: Segment<'_>) -> io::Result<bool> {
+        let Some(segmented) = &mut self.segments else { return Ok(false) };
+        segmented.rule = SegmentRule::default();
+        (segmented.tell)(&mut self.out, segment)
+    }
+
+    /// Whether the output wants to know of segments.
+    pub(crate) fn has_segments(&self) -> bool {
+        self.segments.is_some()
     }
 
     /// Writes an entry; `content` must yield exactly the size a [`EntryKind::File`] names and is not read for other kinds.
@@ -129,9 +202,14 @@ impl<W: Write> TarWriter<W> {
     /// `InvalidInput` if tar cannot express the entry, `UnexpectedEof` or `InvalidData` if the content has another length (the archive
     /// is then broken and must be thrown away), and whatever the output or the content reports.
     pub fn append(&mut self, entry: &Entry, content: &mut dyn Read) -> io::Result<()> {
+        let size = entry.size();
+        if let Some(Segmented { tell, rule }) = &mut self.segments
+            && rule.next(&entry.path, size)
+        {
+            tell(&mut self.out, Segment::Unknown)?;
+        }
         let header = encode(entry)?;
         self.out.write_all(&header)?;
-        let size = entry.size();
         if size == 0 && !matches!(entry.kind, EntryKind::File { .. }) {
             return Ok(());
         }
@@ -162,6 +240,8 @@ impl<W: Write> TarWriter<W> {
     /// # Errors
     /// Fails if the output does.
     pub fn finish(mut self) -> io::Result<W> {
+        // The end mark belongs to no segment.
+        self.segment(Segment::Unknown)?;
         self.out.write_all(&[0; 2 * BLOCK])?;
         self.out.flush()?;
         Ok(self.out)

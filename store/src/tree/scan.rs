@@ -13,8 +13,8 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest as _, Sha256};
 use slipway_spec::digest::to_hex;
@@ -558,17 +558,23 @@ pub fn digest_file(path: &Path, buffer: &mut [u8]) -> Result<[u8; 32]> {
 
 /// Opens a file for reading that must still be a regular file.
 pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    open_sized(path).map(|(file, _)| file)
+}
+
+/// As [`open_regular`], and tells the size of the file in bytes.
+pub(crate) fn open_sized(path: &Path) -> Result<(File, u64)> {
     use rustix::fs::{Mode, OFlags};
     // A file replaced by a link or a pipe must neither lead elsewhere nor block.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty()).at("open", path)?);
-    if !file.metadata().at("read", path)?.is_file() {
+    let metadata = file.metadata().at("read", path)?;
+    if !metadata.is_file() {
         return Err(Error::new(
             ErrorKind::Invalid,
             format!("{} is no regular file any more", path.display()),
         ));
     }
-    Ok(file)
+    Ok((file, metadata.len()))
 }
 
 /// Makes the host content of a file.

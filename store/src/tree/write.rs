@@ -1,6 +1,7 @@
 //! Writes a [`Tree`] as a layer: as a folder in overlayfs form, or as a tar.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -10,9 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Dev, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 
-use super::scan::open_regular;
+use super::scan::{mtime, open_regular, open_sized};
 use super::{Content, Entry, Kind, Tree};
 use crate::error::{IoContext as _, Result};
+use crate::layer::tar::{Segment, SegmentRule};
 use crate::layer::{self, Overlay, TarWriter};
 
 /// Files read whole into memory, so that their header tells the size they really have; larger ones are streamed.
@@ -26,58 +28,17 @@ impl Tree {
     pub fn write_tar<W: Write>(&self, tar: &mut TarWriter<W>) -> Result<()> {
         let mut linked: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
         let mut buffer = vec![];
-        for (path, entry) in self.iter() {
-            if path.is_empty() {
-                continue;
+        let mut rule = SegmentRule::default();
+        let mut segment: Vec<Part<'_>> = vec![];
+        for (path, entry) in self.iter().filter(|(path, _)| !path.is_empty()) {
+            let part = Part::new(path, entry, &mut linked);
+            if tar.has_segments() && rule.next(&part.header.path, part.size()) {
+                write_segment(&segment, &mut buffer, tar)?;
+                segment.clear();
             }
-            let written = self.write_entry(&path, entry, &mut linked, &mut buffer, tar)?;
-            written.context(|| format!("cannot write {} into the layer", path.escape_ascii()))?;
+            segment.push(part);
         }
-        Ok(())
-    }
-
-    fn write_entry<W: Write>(
-        &self,
-        path: &[u8],
-        entry: &Entry,
-        linked: &mut HashMap<(u64, u64), Vec<u8>>,
-        buffer: &mut Vec<u8>,
-        tar: &mut TarWriter<W>,
-    ) -> Result<io::Result<()>> {
-        let mut header = layer::Entry {
-            path: path.to_vec(),
-            kind: layer::EntryKind::Fifo,
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            mtime_seconds: entry.mtime.div_euclid(1_000_000_000),
-            xattrs: entry.xattrs.clone(),
-        };
-        if let Some(inode) = entry.inode {
-            if let Some(first) = linked.get(&inode) {
-                header.kind = layer::EntryKind::HardLink { target: first.clone() };
-                return Ok(tar.append(&header, &mut io::empty()));
-            }
-            linked.insert(inode, path.to_vec());
-        }
-        header.kind = match &entry.kind {
-            Kind::Whiteout => return Ok(tar.whiteout(path)),
-            Kind::Directory { opaque } => {
-                header.kind = layer::EntryKind::Directory;
-                let written = tar.append(&header, &mut io::empty());
-                return Ok(if *opaque { written.and_then(|()| tar.opaque(path)) } else { written });
-            }
-            Kind::File { content, .. } => return append_file(header, content, buffer, tar),
-            Kind::Symlink { target } => layer::EntryKind::Symlink { target: target.clone() },
-            Kind::CharDevice { major, minor } => {
-                layer::EntryKind::CharDevice { major: *major, minor: *minor }
-            }
-            Kind::BlockDevice { major, minor } => {
-                layer::EntryKind::BlockDevice { major: *major, minor: *minor }
-            }
-            Kind::Fifo => layer::EntryKind::Fifo,
-        };
-        Ok(tar.append(&header, &mut io::empty()))
+        write_segment(&segment, &mut buffer, tar)
     }
 
     /// Writes the tree into an existing empty folder, on all cores where there is much to copy.
@@ -144,29 +105,178 @@ impl Tree {
     }
 }
 
-fn append_file<W: Write>(
-    mut header: layer::Entry,
-    content: &Content,
+/// One entry on its way into a tar.
+struct Part<'a> {
+    header: layer::Entry,
+    entry: &'a Entry,
+}
+
+impl<'a> Part<'a> {
+    fn new(path: Vec<u8>, entry: &'a Entry, linked: &mut HashMap<(u64, u64), Vec<u8>>) -> Self {
+        let kind = match &entry.kind {
+            Kind::Directory { .. } => layer::EntryKind::Directory,
+            Kind::File { size, .. } => layer::EntryKind::File { size: *size },
+            Kind::Symlink { target } => layer::EntryKind::Symlink { target: target.clone() },
+            Kind::CharDevice { major, minor } => {
+                layer::EntryKind::CharDevice { major: *major, minor: *minor }
+            }
+            Kind::BlockDevice { major, minor } => {
+                layer::EntryKind::BlockDevice { major: *major, minor: *minor }
+            }
+            Kind::Fifo | Kind::Whiteout => layer::EntryKind::Fifo,
+        };
+        let mut header = layer::Entry {
+            path,
+            kind,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime_seconds: entry.mtime.div_euclid(1_000_000_000),
+            xattrs: entry.xattrs.clone(),
+        };
+        if let Some(inode) = entry.inode {
+            match linked.entry(inode) {
+                Slot::Occupied(first) => {
+                    header.kind = layer::EntryKind::HardLink { target: first.get().clone() };
+                }
+                Slot::Vacant(slot) => {
+                    slot.insert(header.path.clone());
+                }
+            }
+        }
+        Self { header, entry }
+    }
+
+    fn size(&self) -> u64 {
+        match self.header.kind {
+            layer::EntryKind::File { size } => size,
+            _ => 0,
+        }
+    }
+
+    fn content(&self) -> Option<&'a Content> {
+        match (&self.header.kind, &self.entry.kind) {
+            (layer::EntryKind::File { .. }, Kind::File { content, .. }) => Some(content),
+            _ => None,
+        }
+    }
+
+    /// Adds all that shows in the tar to a hash; `None` when the content is not known.
+    fn hash_into(&self, hash: &mut blake3::Hasher) -> Option<()> {
+        let layer::Entry { path, kind, mode, uid, gid, mtime_seconds, xattrs } = &self.header;
+        let mut sized = |bytes: &[u8]| {
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        sized(path);
+        for (name, value) in xattrs {
+            sized(name);
+            sized(value);
+        }
+        let (tag, link, numbers) = match kind {
+            layer::EntryKind::Directory => (0u8, None, [0, 0]),
+            layer::EntryKind::File { size } => (1, None, [*size, 0]),
+            layer::EntryKind::Symlink { target } => (2, Some(target), [0, 0]),
+            layer::EntryKind::HardLink { target } => (3, Some(target), [0, 0]),
+            layer::EntryKind::CharDevice { major, minor } => {
+                (4, None, [u64::from(*major), u64::from(*minor)])
+            }
+            layer::EntryKind::BlockDevice { major, minor } => {
+                (5, None, [u64::from(*major), u64::from(*minor)])
+            }
+            layer::EntryKind::Fifo => (6, None, [0, 0]),
+        };
+        sized(link.map_or(&[], Vec::as_slice));
+        let state = match self.entry.kind {
+            Kind::Directory { opaque: true } => 1,
+            Kind::Whiteout => 2,
+            _ => 0u8,
+        };
+        hash.update(&[tag, state, u8::try_from(xattrs.len()).ok()?]);
+        for number in [u64::from(*mode), u64::from(*uid), u64::from(*gid), numbers[0], numbers[1]] {
+            hash.update(&number.to_le_bytes());
+        }
+        hash.update(&mtime_seconds.to_le_bytes());
+        match self.content() {
+            Some(Content::Host { digest, .. }) => hash.update(digest.as_ref()?),
+            Some(Content::Inline(bytes)) => hash.update(blake3::hash(bytes).as_bytes()),
+            None => hash,
+        };
+        Some(())
+    }
+
+    /// Returns whether the content is what it was when its digest was taken.
+    fn write<W: Write>(&self, buffer: &mut Vec<u8>, tar: &mut TarWriter<W>) -> Result<bool> {
+        let path = &self.header.path;
+        let mut same = true;
+        let written = match (&self.entry.kind, self.content()) {
+            (_, Some(Content::Host { path, .. })) => {
+                let (written, after) = append_file(self.header.clone(), path, buffer, tar)?;
+                same = after == (self.entry.mtime, self.size());
+                written
+            }
+            (_, Some(Content::Inline(bytes))) => tar.append(&self.header, &mut &bytes[..]),
+            (Kind::Whiteout, _) => tar.whiteout(path),
+            (Kind::Directory { opaque: true }, _) => {
+                tar.append(&self.header, &mut io::empty()).and_then(|()| tar.opaque(path))
+            }
+            _ => tar.append(&self.header, &mut io::empty()),
+        };
+        written.context(|| format!("cannot write {} into the layer", path.escape_ascii()))?;
+        Ok(same)
+    }
+}
+
+fn write_segment<W: Write>(
+    parts: &[Part<'_>],
     buffer: &mut Vec<u8>,
     tar: &mut TarWriter<W>,
-) -> Result<io::Result<()>> {
-    let path = match content {
-        Content::Inline(bytes) => {
-            header.kind = layer::EntryKind::File { size: bytes.len() as u64 };
-            return Ok(tar.append(&header, &mut &bytes[..]));
-        }
-        Content::Host { path, .. } => path,
-    };
-    let mut file = open_regular(path)?;
-    let size = file.metadata().at("read", path)?.len();
-    if size <= SMALL {
-        buffer.clear();
-        (&file).take(SMALL).read_to_end(buffer).at("read", path)?;
-        header.kind = layer::EntryKind::File { size: buffer.len() as u64 };
-        return Ok(tar.append(&header, &mut buffer.as_slice()));
+) -> Result<()> {
+    let mut hash = blake3::Hasher::new();
+    let known = parts.iter().all(|part| part.hash_into(&mut hash).is_some());
+    let key = known.then(|| hash.finalize().into());
+    let failed = || "cannot write a layer".to_owned();
+    let segment = key.as_ref().map_or(Segment::Unknown, Segment::Known);
+    if tar.segment(segment).context(failed)? {
+        return Ok(());
     }
-    header.kind = layer::EntryKind::File { size };
-    Ok(tar.append(&header, &mut file))
+    let mut same = true;
+    for part in parts {
+        same &= part.write(buffer, tar)?;
+    }
+    if !same {
+        // What was changed meanwhile must not stand for what it was.
+        tar.segment(Segment::Spoiled).context(failed)?;
+    }
+    Ok(())
+}
+
+/// Writes a file of this machine, with the size it has now. Returns its modification time and size after that.
+fn append_file<W: Write>(
+    mut header: layer::Entry,
+    path: &Path,
+    buffer: &mut Vec<u8>,
+    tar: &mut TarWriter<W>,
+) -> Result<(io::Result<()>, (i64, u64))> {
+    let (mut file, size) = open_sized(path)?;
+    let written = if size <= SMALL {
+        // One byte more than there should be: one call is then enough to see that there is no more.
+        let all = usize::try_from(size).unwrap_or(0);
+        buffer.resize(all + 1, 0);
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&file, buffer.as_mut_slice()))
+            .at("read", path)?;
+        buffer.truncate(read);
+        if read != all {
+            (&file).take(SMALL).read_to_end(buffer).at("read", path)?;
+        }
+        header.kind = layer::EntryKind::File { size: buffer.len() as u64 };
+        tar.append(&header, &mut buffer.as_slice())
+    } else {
+        header.kind = layer::EntryKind::File { size };
+        tar.append(&header, &mut file)
+    };
+    let after = file.metadata().at("read", path)?;
+    Ok((written, (mtime(&after), after.len())))
 }
 
 fn write_files(files: &[(PathBuf, &Entry)]) -> Result<()> {

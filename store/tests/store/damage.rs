@@ -6,7 +6,8 @@ use std::time::Duration;
 use slipway_spec::media_type::Compression;
 use slipway_spec::{Digest, Index, MediaType};
 use slipway_store::gc::PruneOptions;
-use slipway_store::snapshot::{BlobOptions, LayerId};
+use slipway_store::pack::BlobOptions;
+use slipway_store::snapshot::LayerId;
 use slipway_store::{ErrorKind, Store};
 
 use crate::harness;

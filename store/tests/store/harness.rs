@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use slipway_spec::{Descriptor, Digest, MediaType};
 use slipway_store::Store;
-use slipway_store::snapshot::{BlobOptions, LayerId};
+use slipway_store::pack::BlobOptions;
+use slipway_store::snapshot::LayerId;
 
 pub(crate) fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();

@@ -6,8 +6,9 @@ use slipway_spec::{Digest, MediaType};
 use slipway_store::ErrorKind;
 use slipway_store::gc::{PruneOptions, Pruned};
 use slipway_store::image::ANNOTATION_NAME;
+use slipway_store::pack::BlobOptions;
 use slipway_store::result::{ResultKey, StepResult};
-use slipway_store::snapshot::{BlobOptions, Snapshot};
+use slipway_store::snapshot::Snapshot;
 
 use crate::harness;
 

@@ -1,4 +1,5 @@
-//! gzip on all cores: fixed-size blocks of input, each compressed as a gzip member of its own.
+//! gzip on all cores: blocks of input, each compressed as a gzip member of its own. A block ends where it has its full size
+//! or where the caller says so; a member that the caller has from before can take the place of compressing a block.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -8,8 +9,10 @@ use std::thread::JoinHandle;
 
 use libdeflater::{CompressionLvl, Compressor};
 
-/// Input per member. Fixed, because member borders show in the output; at 1 MiB the loss against one stream is about 0.1 %.
-const BLOCK: usize = 1 << 20;
+use super::Member;
+
+/// Input per member, at most. Fixed, because member borders show in the output; at 1 MiB the loss against one stream is about 0.1 %.
+pub(super) const BLOCK: usize = 1 << 20;
 /// The default level: measured on system files, within 1.2 % of the size of `gzip -6` at several times its speed; the
 /// next levels save 2 % more and take half as long again.
 const DEFAULT_LEVEL: i32 = 4;
@@ -37,7 +40,10 @@ pub(super) struct Encoder<W: Write> {
     spare: Vec<Vec<u8>>,
     pending: VecDeque<Receiver<Done>>,
     pool: Option<Pool>,
-    members: u64,
+    /// Members begun, written or not.
+    begun: usize,
+    /// Members written.
+    members: Vec<Member>,
 }
 
 struct Pool {
@@ -59,7 +65,8 @@ impl<W: Write> Encoder<W> {
             spare: Vec::new(),
             pending: VecDeque::new(),
             pool: None,
-            members: 0,
+            begun: 0,
+            members: Vec::new(),
         })
     }
 
@@ -73,19 +80,44 @@ impl<W: Write> Encoder<W> {
         Ok(count)
     }
 
-    pub(super) fn finish(mut self) -> io::Result<W> {
-        if self.pool.is_some() && !self.block.is_empty() {
+    /// Ends the block here and returns how many members there are before the next.
+    pub(super) fn cut(&mut self) -> io::Result<usize> {
+        if !self.block.is_empty() {
             self.dispatch()?;
+        }
+        Ok(self.begun)
+    }
+
+    /// Writes a member that holds `size` bytes, as it would be if they were compressed now.
+    pub(super) fn splice(&mut self, member: &[u8], size: usize) -> io::Result<()> {
+        self.cut()?;
+        while !self.pending.is_empty() {
+            self.collect()?;
+        }
+        self.begun += 1;
+        self.put(member, size)
+    }
+
+    fn put(&mut self, member: &[u8], size: usize) -> io::Result<()> {
+        self.out.write_all(member)?;
+        let sum = libdeflater::crc32(member);
+        self.members.push(Member { length: member.len(), size, sum });
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<(W, Vec<Member>)> {
+        if self.pool.is_some() {
+            self.cut()?;
         }
         while !self.pending.is_empty() {
             self.collect()?;
         }
-        if self.members == 0 {
+        if !self.block.is_empty() || self.members.is_empty() {
             let member = compress(&mut Compressor::new(self.level), &self.block)?;
-            self.out.write_all(&member)?;
+            self.put(&member, self.block.len())?;
         }
         self.out.flush()?;
-        Ok(self.out)
+        Ok((self.out, self.members))
     }
 
     /// Hands the block to the pool, first making room among the blocks in flight.
@@ -101,6 +133,7 @@ impl<W: Write> Encoder<W> {
         let (reply, result) = mpsc::sync_channel(1);
         let jobs = pool.jobs.as_ref().ok_or_else(stopped)?;
         jobs.send(Job { input, reply }).map_err(|_| stopped())?;
+        self.begun += 1;
         self.pending.push_back(result);
         Ok(())
     }
@@ -109,9 +142,8 @@ impl<W: Write> Encoder<W> {
     fn collect(&mut self) -> io::Result<()> {
         let Some(result) = self.pending.pop_front() else { return Ok(()) };
         let done = result.recv().map_err(|_| stopped())?;
-        self.out.write_all(&done.member?)?;
-        self.members += 1;
         let mut input = done.input;
+        self.put(&done.member?, input.len())?;
         input.clear();
         self.spare.push(input);
         Ok(())

@@ -1,0 +1,602 @@
+//! Layers as blobs: folders and trees become compressed tars, and blobs of one compression those of another.
+//!
+//! The bytes of a layer pass once through a short pipeline: one thread makes the tar, one hashes it for the diff id, some
+//! compress, one hashes and writes the result. Segments of the tar that some blob here already holds are copied from it: what
+//! they hold is known from the digests of the files, which need not be read.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::FileExt as _;
+use std::sync::PoisonError;
+
+use rusqlite::{Connection, OptionalExtension as _};
+use slipway_spec::media_type::Compression;
+use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
+
+use crate::Store;
+use crate::content::ContentWriter;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::layer::behind::Behind;
+use crate::layer::compression::{self, Encoder, MEMBER_SIZE, Member};
+use crate::layer::expand::{Expanded, Expander};
+use crate::layer::tar::{Segment, SegmentKey};
+use crate::layer::{self, DiffOptions, TarWriter};
+use crate::snapshot::{
+    BlobRow, LayerId, Row, insert_layer_blob, layer_error, not_as_named, not_here, unknown,
+};
+
+/// How a layer should be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobOptions {
+    /// The compression.
+    pub compression: Compression,
+    /// The level, in the compression's own scale; `None` is the default.
+    pub level: Option<i32>,
+    /// Whether a blob in another compression is converted rather than used as it is.
+    pub force: bool,
+    /// Whether to use Docker's media types.
+    pub docker: bool,
+}
+
+impl Default for BlobOptions {
+    fn default() -> Self {
+        Self { compression: Compression::Gzip, level: None, force: false, docker: false }
+    }
+}
+
+impl BlobOptions {
+    fn is_met_by(&self, blob: &BlobRow) -> bool {
+        blob.compression == self.compression && (self.level.is_none() || blob.level == self.level)
+    }
+}
+
+/// A layer as content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// The blob.
+    pub descriptor: Descriptor,
+    /// The digest of its uncompressed bytes.
+    pub diff_id: Digest,
+}
+
+impl BlobRow {
+    fn into_layer(self, diff_id: Digest, docker: bool) -> LayerBlob {
+        // The same bytes go by either vocabulary's name; types of neither are left alone.
+        let media_type = if self.media_type.is_docker() == docker {
+            self.media_type
+        } else {
+            MediaType::layer(self.compression, docker)
+        };
+        LayerBlob { descriptor: Descriptor::new(media_type, self.digest, self.size), diff_id }
+    }
+}
+
+impl Store {
+    /// Returns a layer's blob if it is here as wanted and beyond doubt; unlike [`ensure_blob`](Self::ensure_blob) this does
+    /// no work.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn blob_at_hand(&self, layer: LayerId, options: &BlobOptions) -> Result<Option<LayerBlob>> {
+        let Some(diff_id) = self.row(layer)?.and_then(|row| row.diff_id) else { return Ok(None) };
+        let mut rows = self.blob_rows(layer)?;
+        if rows.len() != 1 {
+            return Ok(None);
+        }
+        let Some(blob) = rows.pop() else { return Ok(None) };
+        let wanted = !options.force || options.is_met_by(&blob);
+        if !wanted || !self.has_blob(&blob.digest)? {
+            return Ok(None);
+        }
+        Ok(Some(blob.into_layer(diff_id, options.docker)))
+    }
+
+    /// Returns a layer as a blob, making it where needed. `below` are the layers under it.
+    ///
+    /// # Errors
+    /// As [`ensure_folder`](Self::ensure_folder).
+    pub fn ensure_blob(
+        &self,
+        layer: LayerId,
+        below: &[LayerId],
+        options: &BlobOptions,
+    ) -> Result<LayerBlob> {
+        let lock = self.0.busy.of(layer);
+        let held = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = self.row(layer)?.ok_or_else(|| unknown(layer))?;
+        if let Some(diff_id) = &row.diff_id {
+            let mut blobs = self.believable_blobs(layer, &row)?;
+            let at = blobs
+                .iter()
+                .position(|blob| options.is_met_by(blob))
+                .or((!options.force && !blobs.is_empty()).then_some(0));
+            if let Some(at) = at {
+                return Ok(blobs.swap_remove(at).into_layer(diff_id.clone(), options.docker));
+            }
+            // Another form of the same bytes keeps the diff id, which packing the folder anew may not.
+            if let Some(blob) = blobs.first() {
+                let packed = self.convert(blob, &row, options)?;
+                self.metadata().write(|t| packed.record(t, layer, options))?;
+                return Ok(packed.blob);
+            }
+        }
+        let folder = self.layer_folder(layer);
+        let packed = if let Some(tree) = self.pending_tree(layer) {
+            self.pack(options, |tar| tree.write_tar(tar))?
+        } else if row.folder && folder.exists() {
+            // Other layers are unpacked under their own locks; ours is not needed for that.
+            drop(held);
+            let lower = self.stack(below)?;
+            self.pack(options, |tar| {
+                let diff = DiffOptions { overlay: self.overlay(), ..DiffOptions::default() };
+                layer::write_folder(&folder, &lower, tar, &diff)
+                    .map(drop)
+                    .map_err(|error| layer_error(format!("cannot pack layer {}", layer.0), error))
+            })?
+        } else {
+            return Err(not_here(layer, &row.description));
+        };
+        let diff_id = packed.blob.diff_id.to_string();
+        self.metadata().write(|t| {
+            let changed = t
+                .prepare_cached(
+                    "UPDATE layer SET diff_id = ?2 WHERE id = ?1 AND diff_id IS NOT ?2",
+                )?
+                .execute((layer.0, &diff_id))?;
+            if changed > 0 {
+                // Blobs of other bytes than these must never be shown together with the new diff id.
+                t.prepare_cached("DELETE FROM layer_blob WHERE layer = ?1")?.execute([layer.0])?;
+            }
+            packed.record(t, layer, options)
+        })?;
+        Ok(packed.blob)
+    }
+
+    /// Returns the blobs of a layer that are here. Where images name several for one layer, none is taken at its word:
+    /// anybody can write any diff id into an image's config.
+    fn believable_blobs(&self, layer: LayerId, row: &Row) -> Result<Vec<BlobRow>> {
+        let rows = self.blob_rows(layer)?;
+        let doubtful = rows.len() > 1;
+        let mut believable = vec![];
+        for blob in rows {
+            if !self.has_blob(&blob.digest)? {
+                continue;
+            }
+            if doubtful && !blob.checked {
+                match self.read_layer(&blob, row, &mut io::sink()) {
+                    Ok(_) => self.settle(layer, &blob.digest, true)?,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        tracing::warn!(digest = %blob.digest, %error, "a blob does not hold the layer its image names");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            believable.push(blob);
+        }
+        Ok(believable)
+    }
+
+    /// Writes a layer's uncompressed bytes, which are compared with its diff id in passing.
+    fn read_layer(&self, blob: &BlobRow, row: &Row, out: &mut dyn Write) -> Result<Digest> {
+        let file = self.open_blob(&blob.digest)?;
+        let failed = || format!("cannot read layer {}", blob.digest);
+        let mut reader = compression::decoder(Box::new(BufReader::with_capacity(256 * 1024, file)))
+            .context(failed)?;
+        let mut hasher = row.diff_id.as_ref().map_or_else(Hasher::sha256, Digest::verifier);
+        let mut buffer = vec![0; 128 * 1024];
+        loop {
+            let read = match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.blame(blob, row, Error::io(failed(), error))),
+            };
+            hasher.update(&buffer[..read]);
+            out.write_all(&buffer[..read])
+                .context(|| format!("cannot convert layer {}", blob.digest))?;
+        }
+        let found = hasher.finish();
+        if row.diff_id.as_ref().is_some_and(|expected| *expected != found) {
+            return Err(self.blame(blob, row, not_as_named(blob, &found)));
+        }
+        Ok(found)
+    }
+
+    fn pack(
+        &self,
+        options: &BlobOptions,
+        write: impl FnOnce(&mut TarWriter<Packer>) -> Result<()>,
+    ) -> Result<Packed> {
+        let mut tar = TarWriter::with_segments(Packer::new(self, options)?, Packer::segment);
+        write(&mut tar)?;
+        tar.finish().and_then(Packer::finish).context(cannot_write)?.commit(options)
+    }
+
+    fn convert(&self, blob: &BlobRow, row: &Row, options: &BlobOptions) -> Result<Packed> {
+        let mut packer = Packer::new(self, options)?;
+        self.read_layer(blob, row, &mut packer)?;
+        packer.finish().context(cannot_write)?.commit(options)
+    }
+}
+
+fn cannot_write() -> String {
+    "cannot write a layer".to_owned()
+}
+
+/// Takes the bytes of a layer's tar, hashes and compresses them.
+struct Packer {
+    store: Store,
+    level: Option<i32>,
+    diff_id: Behind<HashSink>,
+    encoder: Encoder<Behind<ContentWriter>>,
+    /// Where segments begin, as a number of members, and what they are.
+    segments: Vec<(usize, Option<SegmentKey>)>,
+    /// The blob that a segment was last found in.
+    source: Option<(Digest, File)>,
+    /// Members found there, on their way.
+    expander: Expander,
+}
+
+/// Members of a segment that are held in memory while the segment is checked.
+const HELD: usize = 8;
+
+/// A layer whose bytes are written but have no name yet.
+struct Unnamed {
+    diff_id: Digest,
+    writer: ContentWriter,
+    segments: Vec<PackedSegment>,
+}
+
+/// A layer that has become a blob.
+struct Packed {
+    blob: LayerBlob,
+    segments: Vec<PackedSegment>,
+}
+
+/// Where a segment is.
+struct PackedSegment {
+    key: SegmentKey,
+    offset: u64,
+    members: Vec<Member>,
+}
+
+/// A segment of a blob in the store.
+struct KnownSegment {
+    blob: Digest,
+    offset: u64,
+    members: Vec<Member>,
+}
+
+/// Part of the key of each segment; raised when the compressor would give other bytes.
+const COMPRESSOR: &[u8] = b"libdeflate 1.26 ";
+
+impl Packer {
+    fn new(store: &Store, options: &BlobOptions) -> Result<Self> {
+        let out = Behind::new(store.write_blob()?);
+        let encoder =
+            Encoder::new(out, options.compression, options.level).context(cannot_write)?;
+        let (store, level) = (store.clone(), options.level);
+        let diff_id = Behind::new(HashSink(Hasher::sha256()));
+        let expander = Expander::default();
+        Ok(Self { store, level, diff_id, encoder, segments: vec![], source: None, expander })
+    }
+
+    /// Takes note of a segment, or writes it from where it was written before.
+    fn segment(&mut self, segment: Segment<'_>) -> io::Result<bool> {
+        if matches!(segment, Segment::Spoiled) {
+            self.segments.last_mut().into_iter().for_each(|(_, key)| *key = None);
+            return Ok(false);
+        }
+        let Some(begun) = self.encoder.cut()? else { return Ok(false) };
+        let first = begun + self.expander.len();
+        let key = match segment {
+            Segment::Known(key) => {
+                let mut hash = blake3::Hasher::new();
+                hash.update(COMPRESSOR);
+                hash.update(&self.level.unwrap_or(i32::MIN).to_le_bytes());
+                hash.update(key);
+                Some(hash.finalize().into())
+            }
+            Segment::Unknown | Segment::Spoiled => None,
+        };
+        self.segments.push((first, key));
+        let known = key.and_then(|key| self.store.segment(&key).transpose());
+        match known.transpose().map_err(io::Error::other)? {
+            Some(known) => self.splice(&known),
+            None => Ok(false),
+        }
+    }
+
+    fn splice(&mut self, known: &KnownSegment) -> io::Result<bool> {
+        if self.source.as_ref().is_none_or(|(digest, _)| *digest != known.blob) {
+            // A blob that is gone is no error: what it held is written anew.
+            let Ok(file) = self.store.open_blob(&known.blob) else { return Ok(false) };
+            self.source = Some((known.blob.clone(), file));
+        }
+        let Some((digest, file)) = &self.source else { return Ok(false) };
+        let read = |offset: u64, member: &Member| {
+            let mut bytes = vec![0; member.length];
+            let read = file.read_exact_at(&mut bytes, offset);
+            (read.is_ok() && libdeflater::crc32(&bytes) == member.sum).then_some(bytes)
+        };
+        // All of it must be sound before any of it is used.
+        let mut members = vec![];
+        let mut offset = known.offset;
+        for member in &known.members {
+            let Some(bytes) = read(offset, member) else {
+                self.store.forget_segments(digest).map_err(io::Error::other)?;
+                return Ok(false);
+            };
+            if members.len() < HELD {
+                members.push(bytes);
+            }
+            offset += member.length as u64;
+        }
+        let mut held = members.into_iter();
+        let mut offset = known.offset;
+        for member in &known.members {
+            let bytes = held.next().or_else(|| read(offset, member));
+            let bytes =
+                bytes.ok_or_else(|| io::Error::other("content changed while it was read"))?;
+            offset += member.length as u64;
+            while self.expander.is_full() {
+                put_expanded(&mut self.expander, &mut self.diff_id, &mut self.encoder)?;
+            }
+            self.expander.put(bytes, member.size)?;
+        }
+        Ok(true)
+    }
+
+    /// Writes the members from before that are still on their way.
+    fn settle(&mut self) -> io::Result<()> {
+        while put_expanded(&mut self.expander, &mut self.diff_id, &mut self.encoder)? {}
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<Unnamed> {
+        self.settle()?;
+        let (out, members) = self.encoder.finish_members()?;
+        let diff_id = self.diff_id.finish()?.0.finish();
+        let mut offsets = vec![0];
+        offsets.extend(members.iter().scan(0, |offset, member| {
+            *offset += member.length as u64;
+            Some(*offset)
+        }));
+        let ends = self.segments.iter().skip(1).map(|(first, _)| *first).chain([members.len()]);
+        let segments = self.segments.iter().zip(ends).filter_map(|((first, key), end)| {
+            let members = members.get(*first..end)?.to_vec();
+            Some(PackedSegment { key: (*key)?, offset: *offsets.get(*first)?, members })
+        });
+        let segments = segments.filter(|segment| !segment.members.is_empty()).collect();
+        Ok(Unnamed { diff_id, writer: out.finish()?, segments })
+    }
+}
+
+/// Writes the oldest member from before, and what it holds; returns whether there was one.
+fn put_expanded(
+    expander: &mut Expander,
+    diff_id: &mut Behind<HashSink>,
+    encoder: &mut Encoder<Behind<ContentWriter>>,
+) -> io::Result<bool> {
+    let Some(Expanded { member, bytes }) = expander.take()? else { return Ok(false) };
+    diff_id.write_all(&bytes)?;
+    encoder.splice(&member, bytes.len())?;
+    Ok(true)
+}
+
+impl Write for Packer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.settle()?;
+        let written = self.encoder.write(bytes)?;
+        self.diff_id.write_all(&bytes[..written])?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Unnamed {
+    fn commit(self, options: &BlobOptions) -> Result<Packed> {
+        let (digest, size) = self.writer.commit(None)?;
+        let media_type = MediaType::layer(options.compression, options.docker);
+        let descriptor = Descriptor::new(media_type, digest, size);
+        let blob = LayerBlob { descriptor, diff_id: self.diff_id };
+        Ok(Packed { blob, segments: self.segments })
+    }
+}
+
+impl Packed {
+    fn record(&self, c: &Connection, layer: LayerId, options: &BlobOptions) -> Result<()> {
+        insert_layer_blob(c, layer, &self.blob.descriptor, options.level, true)?;
+        // A single segment is as quickly compressed as found.
+        if self.segments.len() < 2 {
+            return Ok(());
+        }
+        let mut statement =
+            c.prepare_cached("INSERT OR REPLACE INTO segment VALUES (?1, ?2, ?3, ?4)")?;
+        let digest = self.blob.descriptor.digest.to_string();
+        for PackedSegment { key, offset, members } in &self.segments {
+            let offset = i64::try_from(*offset).unwrap_or(i64::MAX);
+            statement.execute((key, &digest, offset, encode(members)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes members as three numbers each.
+fn encode(members: &[Member]) -> Vec<u8> {
+    let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
+    let three = |member: &Member| {
+        [number(member.length), number(member.size), member.sum.to_le_bytes()].concat()
+    };
+    members.iter().flat_map(three).collect()
+}
+
+/// Reads them back; `None` when they cannot be what was written.
+fn decode(bytes: &[u8]) -> Option<Vec<Member>> {
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    let (members, odd) = numbers.as_chunks::<3>();
+    let number =
+        |bytes: &[u8; 4]| usize::try_from(u32::from_le_bytes(*bytes)).unwrap_or(usize::MAX);
+    let members = members.iter().map(|[length, size, sum]| {
+        let sum = u32::from_le_bytes(*sum);
+        let member = Member { length: number(length), size: number(size), sum };
+        // What cannot be compressed hardly grows.
+        let fits = member.size <= MEMBER_SIZE && member.length <= 2 * MEMBER_SIZE;
+        fits.then_some(member)
+    });
+    let members: Option<Vec<Member>> = members.collect();
+    members.filter(|_| rest.is_empty() && odd.is_empty())
+}
+
+impl Store {
+    fn segment(&self, key: &SegmentKey) -> Result<Option<KnownSegment>> {
+        let row = self.metadata().with(|c| {
+            Ok(c.prepare_cached("SELECT blob, offset, members FROM segment WHERE key = ?1")?
+                .query_row([key], |row| {
+                    Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?))
+                })
+                .optional()?)
+        })?;
+        Ok(row.and_then(|(blob, offset, members)| {
+            let (blob, members) = (blob.parse().ok()?, decode(&members)?);
+            Some(KnownSegment { blob, offset: offset.try_into().ok()?, members })
+        }))
+    }
+
+    fn forget_segments(&self, blob: &Digest) -> Result<()> {
+        self.metadata().with(|c| {
+            c.execute("DELETE FROM segment WHERE blob = ?1", [blob.to_string()])?;
+            Ok(())
+        })
+    }
+}
+
+struct HashSink(Hasher);
+
+impl Write for HashSink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::{Content, Entry, Kind, Tree};
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    /// Files of some 20 KiB each, as a scan would find them.
+    fn tree(folder: &Path, files: usize) -> Tree {
+        let mut tree = Tree::default();
+        for n in 0..files {
+            let path = folder.join(n.to_string());
+            let line = format!("{n} of many lines that are somewhat alike\n");
+            let text = line.repeat(500);
+            if !path.exists() {
+                std::fs::write(&path, &text).unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+            }
+            let mtime = crate::tree::scan::mtime(&std::fs::metadata(&path).unwrap());
+            let digest = Some(sha2::Digest::finalize(sha2::Digest::chain_update(
+                <sha2::Sha256 as sha2::Digest>::new(),
+                &text,
+            )));
+            let content = Content::Host { path: path.into(), digest: digest.map(Into::into) };
+            let entry = Entry {
+                kind: Kind::File { content, size: text.len() as u64 },
+                mtime,
+                ..Entry::directory(0o644, 0)
+            };
+            tree.insert(format!("f/{n}").as_bytes(), entry);
+        }
+        tree
+    }
+
+    fn pack(store: &Store, tree: Tree) -> Result<LayerBlob> {
+        let layer = store.adopt_tree(tree, "COPY").unwrap();
+        store.ensure_blob(layer, &[], &BlobOptions::default())
+    }
+
+    fn segments(store: &Store) -> i64 {
+        let count = |c: &Connection| c.query_row("SELECT count(*) FROM segment", [], |r| r.get(0));
+        store.metadata().with(|c| Ok(count(c)?)).unwrap()
+    }
+
+    #[test]
+    fn unchanged_segments_are_not_read_again_and_the_bytes_are_the_same() {
+        let (files, first, second) = (
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+        );
+        let warm = Store::open(first.path()).unwrap();
+        pack(&warm, tree(files.path(), 400)).unwrap();
+        assert!(segments(&warm) > 5, "{}", segments(&warm));
+        let mut changed = tree(files.path(), 400);
+        let kind = Kind::File { content: Content::Inline((*b"new").into()), size: 3 };
+        changed.insert(b"f/17", Entry { kind, ..Entry::directory(0o644, 0) });
+        let cold = Store::open(second.path()).unwrap();
+        let expected = pack(&cold, changed.clone()).unwrap();
+        // Now only the files near the change can still be read.
+        for n in 300..400 {
+            let path = files.path().join(n.to_string());
+            std::fs::remove_file(&path).unwrap();
+        }
+        let missing = pack(&cold, tree_without_reading(&changed, 3)).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+        assert_eq!(pack(&warm, changed).unwrap(), expected);
+    }
+
+    /// The same tree with other modes, so that no segment of it is known.
+    fn tree_without_reading(tree: &Tree, mode: u32) -> Tree {
+        tree.iter().map(|(path, entry)| (path, Entry { mode, ..entry.clone() })).collect()
+    }
+
+    #[test]
+    fn a_damaged_source_of_segments_is_noticed_and_forgotten() {
+        let (files, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = Store::open(root.path()).unwrap();
+        let before = pack(&store, tree(files.path(), 400)).unwrap();
+        let path = store.blob_path(&before.descriptor.digest);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for at in (1000..bytes.len()).step_by(1000) {
+            bytes[at] ^= 0x55;
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        let mut changed = tree(files.path(), 400);
+        changed.insert(b"z", Entry::directory(0o755, 0));
+        let expected = {
+            let other = tempfile::tempdir().unwrap();
+            pack(&Store::open(other.path()).unwrap(), changed.clone()).unwrap()
+        };
+        assert_eq!(pack(&store, changed).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_that_changes_meanwhile_does_not_stand_for_what_it_was() {
+        let (files, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = Store::open(root.path()).unwrap();
+        let seen = tree(files.path(), 400);
+        let path = files.path().join("250");
+        let original = std::fs::read(&path).unwrap();
+        std::fs::write(&path, vec![b'x'; original.len()]).unwrap();
+        let wrong = pack(&store, seen.clone()).unwrap();
+        std::fs::write(&path, &original).unwrap();
+        let right = pack(&store, tree(files.path(), 400)).unwrap();
+        assert_ne!(wrong.diff_id, right.diff_id);
+        let other = tempfile::tempdir().unwrap();
+        let elsewhere = pack(&Store::open(other.path()).unwrap(), tree(files.path(), 400)).unwrap();
+        assert_eq!(right, elsewhere);
+    }
+}
