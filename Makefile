@@ -10,7 +10,7 @@ TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-st
 	setfattr:attr setcap:libcap2-bin
 BENCH_TOOLS := $(BUILD_TOOLS) python3:python3 busybox:busybox-static unshare:util-linux
 
-.PHONY: help build demo check test fmt clippy unit e2e e2e-tools bench doc clean
+.PHONY: help build demo check test fmt clippy unit e2e e2e-tools bench codegen doc clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## */\1\t/p' Makefile
@@ -51,6 +51,9 @@ e2e: e2e-tools   ## drives the real binary against real tools; needs root
 bench: build     ## compares with what else is on PATH; see bench/README.md
 	@sh tests/install-tools.sh $(BENCH_TOOLS)
 	python3 bench/run.py $(BENCH_ARGUMENTS)
+
+codegen:         ## writes spec/src/wire/ anew from spec/proto/
+	$(CARGO) run --package slipway-spec --features codegen --example codegen
 
 doc:             ## the documentation of all crates
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items

@@ -5,8 +5,10 @@
 
 pub(crate) mod annotation;
 pub(crate) mod build;
+pub(crate) mod call;
 pub(crate) mod image;
 pub(crate) mod run;
+pub(crate) mod step;
 pub(crate) mod store;
 pub(crate) mod unsupported;
 pub(crate) mod value;

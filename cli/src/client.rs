@@ -2,6 +2,8 @@
 
 pub(crate) mod certificates;
 pub(crate) mod output;
+pub(crate) mod secrets;
+pub(crate) mod ssh;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -38,6 +38,7 @@ impl Context {
             label: String::new(),
             color: self.settings.color && self.printer.terminals.stderr,
             log_rows: self.settings.log_rows,
+            expand_warnings: self.settings.debug,
         };
         Display::start(&options, &self.printer)
     }

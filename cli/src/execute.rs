@@ -27,11 +27,14 @@ use crate::args::image::{
     ImagesArgs, InspectArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
 };
 use crate::args::run::{PullPolicy, RunArgs, RunNetwork};
+use crate::args::step::Allow;
 use crate::args::store::{DuArgs, PruneArgs};
 use crate::args::value::join_platforms;
 use crate::args::{Cli, Command};
 use crate::client::open_engine;
 use crate::client::output::{FileOutput, StdoutOutput};
+use crate::client::secrets::Secrets;
+use crate::client::ssh::Agents;
 use crate::command::build::{BuildNetwork, BuildPlan, DockerfilePlace, NoCache};
 use crate::command::images::{ImageRow, PlatformRow};
 use crate::command::inspect::InspectedImage;
@@ -56,7 +59,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Carries a command out and returns the exit code.
 pub(crate) fn dispatch(cli: Cli, context: &Context) -> Result<u8, Failure> {
     match cli.command {
-        Command::Build(args) => build(&args, context).map(|()| 0),
+        Command::Build(args) => build(&args, context),
         Command::Images(args) => images(&args, context).map(|()| 0),
         Command::Pull(args) => pull(&args, context).map(|()| 0),
         Command::Push(args) => push(&args, context).map(|()| 0),
@@ -106,7 +109,7 @@ fn failure(error: impl std::error::Error + 'static) -> Failure {
     Failure::new(error.to_string())
 }
 
-fn build(args: &BuildArgs, context: &Context) -> Result<(), Failure> {
+fn build(args: &BuildArgs, context: &Context) -> Result<u8, Failure> {
     let plan = command::build::plan(args, context)?;
     let request = request(&plan, context)?;
     command::build::prepare(&plan)?;
@@ -119,8 +122,17 @@ fn build(args: &BuildArgs, context: &Context) -> Result<(), Failure> {
         descriptor: result.image,
         config_digest: result.config.map(|config| config.digest),
         image_names: result.names,
+        answer: result
+            .answer
+            .into_iter()
+            .map(|(key, value)| (key, String::from_utf8_lossy(&value).into_owned()))
+            .collect(),
     };
-    command::build::report(&plan, &metadata, context)
+    command::build::report(&plan, &metadata, context)?;
+    match &plan.call {
+        Some(call) => command::build::call::print(call, &plan, &metadata.answer, context),
+        None => Ok(0),
+    }
 }
 
 fn build_failure(error: BuildError) -> Failure {
@@ -156,6 +168,9 @@ fn request(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure>
     for (name, value) in &plan.labels {
         attrs.insert(format!("label:{name}"), value.clone());
     }
+    if let Some(call) = &plan.call {
+        attrs.insert("requestid".into(), call.request());
+    }
     if let Some(target) = &plan.target {
         attrs.insert("target".into(), target.clone());
     }
@@ -184,6 +199,11 @@ fn request(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure>
             attrs.insert("force-network-mode".into(), "none".into());
         }
     }
+    attrs.extend(plan.steps.attrs.iter().map(|(name, value)| (name.clone(), value.clone())));
+    request.services.secrets = Arc::new(Secrets::new(&plan.steps.secrets, &context.environment)?);
+    request.services.ssh = Arc::new(Agents::new(&plan.steps.ssh, &context.environment)?);
+    request.services.entitlements.security_insecure =
+        plan.steps.allow.contains(&Allow::SecurityInsecure);
     let absolute = |path: &Path| {
         std::path::absolute(path)
             .map_err(|error| Failure::new(format!("cannot use {}: {error}", path.display())))

@@ -1,5 +1,6 @@
 //! The files that tell a calling script what was built: `--metadata-file` and `--iidfile`.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -19,6 +20,8 @@ pub(crate) struct BuildMetadata {
     pub(crate) config_digest: Option<Digest>,
     /// Its names, in full.
     pub(crate) image_names: Vec<String>,
+    /// What was answered instead of a build.
+    pub(crate) answer: BTreeMap<String, String>,
 }
 
 impl BuildMetadata {
@@ -42,6 +45,11 @@ impl BuildMetadata {
         }
         if !self.image_names.is_empty() {
             document.insert("image.name".into(), self.image_names.join(",").into());
+        }
+        for (key, text) in &self.answer {
+            // As with buildx, documents are taken in whole.
+            let parsed = serde_json::from_str(text).ok().filter(Value::is_object);
+            document.insert(key.clone(), parsed.unwrap_or_else(|| text.as_str().into()));
         }
         Value::Object(document)
     }
@@ -132,6 +140,7 @@ mod tests {
             descriptor: Some(Descriptor::new(MediaType::OCI_MANIFEST, Digest::of(b"m"), 7)),
             config_digest: Some(Digest::of(b"c")),
             image_names: vec!["docker.io/library/a:latest".into(), "docker.io/library/b:1".into()],
+            answer: BTreeMap::new(),
         }
     }
 

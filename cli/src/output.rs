@@ -2,7 +2,7 @@
 //!
 //! [`parse_output`] reads one `-o`; [`resolve_outputs`] adds what the other flags imply and checks the whole.
 
-mod csv;
+pub(crate) mod csv;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +12,8 @@ use slipway_spec::ImageReference;
 
 use crate::args::annotation::Annotation;
 use crate::failure::Failure;
+
+pub(crate) use csv::fields as csv_fields;
 
 /// A kind of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,10 +18,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use slipway_spec::Digest;
-use slipway_spec::progress::{ProgressEvent, ProgressSink, Stream};
+use slipway_spec::progress::{ProgressEvent, ProgressSink, Stream, Warning};
 
 use crate::args::build::ProgressMode;
+use crate::failure::excerpt::ranges_excerpt;
 use crate::printer::Printer;
+use crate::printer::text::clean;
 
 /// Log data that may wait to be shown. A terminal that is stopped for longer loses the rest, and says so.
 const MAX_WAITING_LOG_BYTES: usize = 32 << 20;
@@ -50,6 +52,8 @@ pub(crate) struct DisplayOptions {
     pub(crate) color: bool,
     /// Rows of live output under each running step.
     pub(crate) log_rows: usize,
+    /// Whether warnings are told with everything that is known of them.
+    pub(crate) expand_warnings: bool,
 }
 
 /// A way to show events. Times count from the start of the display.
@@ -99,7 +103,7 @@ impl Display {
             ProgressMode::Quiet => Box::new(quiet::Quiet::new(out)),
             ProgressMode::None => Box::new(quiet::Silent),
             ProgressMode::Auto | ProgressMode::Plain => {
-                Box::new(plain::Plain::new(out, options.color))
+                Box::new(plain::Plain::new(out, options.color, options.expand_warnings))
             }
         })
     }
@@ -296,16 +300,36 @@ fn repeat_failed(out: &mut dyn Write, trace: &trace::Trace, lines: usize) -> std
     Ok(())
 }
 
-/// Writes what is worth mending.
-fn list_warnings(out: &mut dyn Write, warnings: &[String], color: bool) -> std::io::Result<()> {
+/// Writes what is worth mending; expanded, with the lines of the file and where to read more.
+fn list_warnings(
+    out: &mut dyn Write,
+    warnings: &[Arc<Warning>],
+    expand: bool,
+    color: bool,
+) -> std::io::Result<()> {
     if warnings.is_empty() {
         return Ok(());
     }
     let (on, off) = if color { ("\x1b[33m", "\x1b[0m") } else { ("", "") };
     let plural = if warnings.len() == 1 { "" } else { "s" };
-    writeln!(out, "\n{on} {} warning{plural} found:{off}", warnings.len())?;
+    let hint = if expand { "" } else { " (use slipway --debug to expand)" };
+    writeln!(out, "\n {on}{} warning{plural} found{hint}:{off}", warnings.len())?;
     for warning in warnings {
-        writeln!(out, " - {warning}")?;
+        writeln!(out, " - {}", clean(&warning.short))?;
+        if !expand {
+            continue;
+        }
+        for line in &warning.detail {
+            writeln!(out, "{}", clean(line))?;
+        }
+        if !warning.url.is_empty() {
+            writeln!(out, "More info: {}", clean(&warning.url))?;
+        }
+        if let Some(source) = &warning.source {
+            let text = String::from_utf8_lossy(&source.data);
+            out.write_all(ranges_excerpt(&source.filename, &text, &warning.ranges).as_bytes())?;
+        }
+        writeln!(out)?;
     }
     Ok(())
 }
@@ -355,7 +379,9 @@ mod script {
     }
 
     pub(super) fn warning(text: &str) -> ProgressEvent {
-        ProgressEvent::Warning { text: text.into() }
+        ProgressEvent::Warning {
+            warning: Arc::new(Warning { level: 1, short: text.into(), ..Warning::default() }),
+        }
     }
 
     pub(super) fn ms(milliseconds: u64) -> Duration {
@@ -370,7 +396,14 @@ mod tests {
     use crate::printer::capture;
 
     fn options(mode: ProgressMode) -> DisplayOptions {
-        DisplayOptions { mode, phase: "Building", label: String::new(), color: false, log_rows: 6 }
+        DisplayOptions {
+            mode,
+            phase: "Building",
+            label: String::new(),
+            color: false,
+            log_rows: 6,
+            expand_warnings: false,
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! What a frontend may ask, answered by one job.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use slipway_frontend::{
-    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, ResolveMode, ResolvedImage,
+    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, Feature, ResolveMode,
+    ResolvedImage,
 };
 use slipway_solver::graph::Edge;
 use slipway_solver::source::image::{Lookup, is_missing};
@@ -26,6 +27,7 @@ pub(crate) struct JobBridge {
     progress: Arc<dyn ProgressSink>,
     edges: Mutex<Vec<Edge>>,
     images: Mutex<HashMap<(String, Platform), Question>>,
+    inputs: BTreeMap<String, Definition>,
 }
 
 /// What was found out about an image, or why nothing was.
@@ -51,7 +53,14 @@ impl Drop for Asked<'_> {
 
 impl JobBridge {
     pub(crate) fn new(job: Job, progress: Arc<dyn ProgressSink>) -> Self {
-        Self { job, progress, edges: Mutex::default(), images: Mutex::default() }
+        let inputs = BTreeMap::new();
+        Self { job, progress, edges: Mutex::default(), images: Mutex::default(), inputs }
+    }
+
+    /// Gives the frontend graphs that stand for folders.
+    pub(crate) fn with_inputs(mut self, inputs: BTreeMap<String, Definition>) -> Self {
+        self.inputs = inputs;
+        self
     }
 
     async fn ask(&self, image: &ImageReference, platform: &Platform, lookup: Lookup) -> Answer {
@@ -135,7 +144,20 @@ impl Bridge for JobBridge {
         self.job.read_file(&edge, path, MAX_FILE).await.map_err(to_bridge_error)
     }
 
+    fn supports(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::Merge => true,
+            // Nothing runs scanners yet.
+            Feature::Sbom => false,
+        }
+    }
+
+    async fn inputs(&self) -> Result<BTreeMap<String, Definition>, BridgeError> {
+        Ok(self.inputs.clone())
+    }
+
     fn warn(&self, warning: Diagnostic) {
-        self.progress.send(ProgressEvent::Warning { text: warning.to_string().into() });
+        let warning = Arc::new(warning.to_warning());
+        self.progress.send(ProgressEvent::Warning { warning });
     }
 }

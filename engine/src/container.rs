@@ -105,6 +105,8 @@ impl Engine {
             resolv_conf: None,
             platform: request.platform,
             tty: request.tty,
+            secret_env: vec![],
+            limits: Default::default(),
         };
         ready();
         let exit = self.executor.run(spec, stdio).await?;

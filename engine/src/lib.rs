@@ -16,6 +16,8 @@
 //! ```
 
 mod bridge;
+pub mod build;
+pub mod config;
 pub mod container;
 pub mod error;
 pub mod inventory;
@@ -36,6 +38,7 @@ use slipway_store::registry::{
 use slipway_store::{Error, Store};
 use tokio::sync::Semaphore;
 
+pub use build::{Build, BuildClient};
 pub use error::{BuildError, EngineError};
 pub use request::{BuildRequest, BuildResult, Export};
 pub use slipway_exporter as exporter;

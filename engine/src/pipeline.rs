@@ -34,12 +34,15 @@ impl Engine {
             Arc::new(LocalFolders::new(request.folders, Some(memory)).with_files(request.files));
         let epoch = source_date_epoch(&request.attrs)?;
         let time = epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
-        let job = Job::at(self.worker.clone(), client, progress.clone(), time);
+        let job = Job::with(self.worker.clone(), client, progress.clone(), time, request.services);
 
         let frontend_request =
             FrontendRequest { attrs: request.attrs, build_platform: Platform::host() };
         let bridge = JobBridge::new(job.clone(), progress.clone());
         let graphs = dockerfile::build(&frontend_request, &bridge).await?;
+        if !graphs.metadata.is_empty() {
+            return Ok(BuildResult { answer: graphs.metadata, ..BuildResult::default() });
+        }
         let results = solve(&job, &graphs).await?;
 
         // Folders reach the disk while outputs are made of them.
@@ -68,7 +71,7 @@ impl Engine {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call, one place")]
-    async fn export(
+    pub(crate) async fn export(
         &self,
         job: &Job,
         results: &[PlatformResult],

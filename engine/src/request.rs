@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use slipway_exporter::{ImageOptions, OutputSink};
+use slipway_solver::Services;
 use slipway_spec::Descriptor;
 
 /// One build.
@@ -16,6 +17,8 @@ pub struct BuildRequest {
     pub folders: BTreeMap<String, PathBuf>,
     /// Files that are only in memory, by the name of their folder and their path in it.
     pub files: BTreeMap<String, BTreeMap<String, Bytes>>,
+    /// What the build may use beside: secrets, SSH agents, image layouts, and what it was allowed.
+    pub services: Services,
     /// Where the result goes; without any it stays in the cache.
     pub exports: Vec<Export>,
 }
@@ -59,4 +62,6 @@ pub struct BuildResult {
     pub config: Option<Descriptor>,
     /// The full names the image got.
     pub names: Vec<String>,
+    /// What the frontend answered to a `requestid`, by BuildKit's names; nothing was built then.
+    pub answer: BTreeMap<String, Vec<u8>>,
 }

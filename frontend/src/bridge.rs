@@ -1,19 +1,23 @@
 //! The few questions a frontend may ask.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use slipway_spec::llb::Definition;
+use slipway_spec::llb::{Definition, pb};
 use slipway_spec::{Digest, ImageReference, Platform};
 
-use crate::Diagnostic;
+use crate::{Diagnostic, FrontendResult};
 
 /// What a frontend needs from whoever runs it.
 ///
 /// The usual order of calls: `solve` a small definition that names the file to read, `read_file` from it, then
 /// `resolve_image` for each base image, one after another or at once. Implementations should remember answers: the same
 /// image may be asked for again for another stage.
+///
+/// Questions that most builds never ask have an answer already: that they cannot be answered here. The frontend puts the
+/// place in the user's file to it.
 #[async_trait]
 pub trait Bridge: Send + Sync {
     /// Finds what an image name points at, and its config for a platform.
@@ -29,6 +33,65 @@ pub trait Bridge: Send + Sync {
 
     /// Reads a file of a result; `None` when there is no such file.
     async fn read_file(&self, from: &BridgeRef, path: &str) -> Result<Option<Bytes>, BridgeError>;
+
+    /// Reads the first bytes of a file of a result, at most `length`; `None` when there is no such file.
+    async fn read_start(
+        &self,
+        from: &BridgeRef,
+        path: &str,
+        length: usize,
+    ) -> Result<Option<Bytes>, BridgeError> {
+        let file = self.read_file(from, path).await?;
+        Ok(file.map(|bytes| bytes.slice(..bytes.len().min(length))))
+    }
+
+    /// Finds the config of an image in an OCI layout that the client holds.
+    async fn resolve_layout(
+        &self,
+        image: &LayoutImage,
+        _platform: &Platform,
+    ) -> Result<ResolvedImage, BridgeError> {
+        Err(BridgeError::unsupported(format!("an image of the OCI layout {:?}", image.store)))
+    }
+
+    /// Asks a git or HTTP source for what it knows of its age, without fetching it. `shown_as` is for progress.
+    async fn resolve_source(
+        &self,
+        source: &pb::SourceOp,
+        _shown_as: &str,
+    ) -> Result<SourceMetadata, BridgeError> {
+        Err(BridgeError::unsupported(format!("the age of {}", source.identifier)))
+    }
+
+    /// Returns when the youngest file of an archive was changed, in seconds since 1970; `None` when the file is no
+    /// archive or holds no regular file.
+    async fn youngest_file(
+        &self,
+        _from: &BridgeRef,
+        archive: &str,
+    ) -> Result<Option<i64>, BridgeError> {
+        Err(BridgeError::unsupported(format!("the age of the files in {archive:?}")))
+    }
+
+    /// Returns the graphs that the caller gave by name; they stand for local folders of these names.
+    async fn inputs(&self) -> Result<BTreeMap<String, Definition>, BridgeError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Has the file read by another frontend, which is an image.
+    async fn run_frontend(&self, image: FrontendImage) -> Result<FrontendResult, BridgeError> {
+        Err(BridgeError::unsupported(format!("the frontend image {:?}", image.source)))
+    }
+
+    /// Returns the session of the client whose folders are meant; `None` when there is no other client.
+    fn session_id(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns whether graphs and results may have what not every caller can handle.
+    fn supports(&self, _feature: Feature) -> bool {
+        false
+    }
 
     /// Shows the user something worth mending that does not stop the build.
     fn warn(&self, warning: Diagnostic);
@@ -55,6 +118,46 @@ pub struct ResolvedImage {
     pub config: Bytes,
 }
 
+/// An image in an OCI layout of the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayoutImage {
+    /// Names it for people, and pins it by its digest.
+    pub reference: ImageReference,
+    /// Which of the client's layouts.
+    pub store: String,
+    /// The client's session, if it is another one.
+    pub session: Option<String>,
+}
+
+/// What a source knows of its age.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceMetadata {
+    /// The commit object of a git source, as git stores it.
+    pub commit: Option<Bytes>,
+    /// When an HTTP source was last changed, in seconds since 1970.
+    pub last_modified: Option<i64>,
+}
+
+/// A frontend that is an image, and what it is to be given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FrontendImage {
+    /// The image's name.
+    pub source: String,
+    /// The frontend attributes, with `source` and `cmdline` among them.
+    pub attrs: BTreeMap<String, String>,
+    /// Graphs by name.
+    pub inputs: BTreeMap<String, Definition>,
+}
+
+/// What not every caller can handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Feature {
+    /// Merge ops. Without them `COPY --link` is an ordinary copy.
+    Merge,
+    /// Scanning results for a bill of materials.
+    Sbom,
+}
+
 /// A result that the bridge keeps for the frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BridgeRef(pub u64);
@@ -79,6 +182,8 @@ pub enum BridgeErrorKind {
     Unauthorized,
     /// The build was given up.
     Canceled,
+    /// Whoever runs the frontend cannot do this.
+    Unsupported,
     /// Anything else.
     Other,
 }
@@ -87,6 +192,11 @@ impl BridgeError {
     /// Makes an error without a cause.
     pub fn new(kind: BridgeErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), source: None }
+    }
+
+    /// Says that something cannot be done here.
+    pub fn unsupported(what: impl fmt::Display) -> Self {
+        Self::new(BridgeErrorKind::Unsupported, format!("{what} is not supported yet"))
     }
 
     /// Adds the cause.

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use slipway_spec::llb::Lines;
+use slipway_spec::Digest;
+use slipway_spec::llb::{Definition, Lines, pb};
+use slipway_spec::progress::Warning;
 
 use crate::{BridgeError, BridgeErrorKind};
 
@@ -54,6 +56,12 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// More about the kind of finding, for those who ask for it.
+    pub detail: Vec<String>,
+    /// Where to read about the kind of finding; may be empty.
+    pub url: String,
+    /// The graph that the file was read from.
+    pub origin: Option<Arc<Definition>>,
 }
 
 impl Diagnostic {
@@ -79,6 +87,34 @@ impl Diagnostic {
             text.push_str(&format!("hint: {hint}\n"));
         }
         text
+    }
+
+    /// Returns the finding as clients are told of it.
+    pub fn to_warning(&self) -> Warning {
+        let position = |line: u32| {
+            Some(pb::Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 })
+        };
+        // As BuildKit does it, every line has a range of its own.
+        let lines = self.spans.iter().flat_map(|span| span.lines.first..=span.lines.last);
+        let ranges =
+            lines.map(|line| pb::Range { start: position(line), end: position(line) }).collect();
+        let head = self.origin.as_ref().and_then(|origin| origin.head().ok());
+        let vertex: Option<Digest> = head.map(|(vertex, _)| vertex);
+        let source = (!self.file.is_empty()).then(|| pb::SourceInfo {
+            filename: self.file.clone(),
+            data: self.source.as_bytes().to_vec(),
+            definition: self.origin.as_ref().map(|origin| origin.to_pb()),
+            language: "Dockerfile".into(),
+        });
+        Warning {
+            vertex,
+            level: 1,
+            short: self.message.clone(),
+            detail: self.detail.clone(),
+            url: self.url.clone(),
+            source,
+            ranges,
+        }
     }
 
     /// Returns the lines around the place, with the place marked; empty when there is no place.
@@ -126,12 +162,21 @@ pub struct FrontendError {
     pub diagnostics: Vec<Diagnostic>,
     /// The bridge's error, when that was the cause.
     pub source: Option<BridgeError>,
+    /// What was asked of the frontend, when the frontend does not know how to answer.
+    pub unsupported_request: Option<String>,
 }
 
 impl FrontendError {
     /// Wraps findings.
     pub fn new(diagnostics: Vec<Diagnostic>) -> Self {
-        Self { diagnostics, source: None }
+        Self { diagnostics, source: None, unsupported_request: None }
+    }
+
+    /// Says that the frontend does not know a request.
+    pub fn unsupported_request(id: &str) -> Self {
+        let message = format!("unsupported request {id}");
+        let diagnostic = Diagnostic { message, ..Diagnostic::default() };
+        Self { unsupported_request: Some(id.into()), ..Self::new(vec![diagnostic]) }
     }
 
     /// Wraps an error of the bridge and says what was tried.
@@ -142,7 +187,7 @@ impl FrontendError {
         } else {
             format!("{}: {}", diagnostic.message, source.message)
         };
-        Self { diagnostics: vec![diagnostic], source: Some(source) }
+        Self { source: Some(source), ..Self::new(vec![diagnostic]) }
     }
 
     /// Returns whether the build was given up rather than failed.

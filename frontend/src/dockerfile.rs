@@ -1,32 +1,49 @@
 //! The Dockerfile frontend: a file is parsed, typed, resolved against the bridge and lowered, once for each platform.
 
+mod archive;
 mod ast;
+mod context;
+mod csv;
 mod directive;
 mod document;
+mod epoch;
 mod expand;
 mod files;
 mod flags;
+mod forward;
+mod git;
 mod go_format;
 mod heredoc;
 mod instruction;
+mod lint;
 mod lower;
+mod mount;
+mod outline;
 mod parse;
 mod problem;
 mod resolve;
 mod settings;
 mod stage;
+mod subrequest;
 mod suggest;
+mod url;
 
 use std::sync::Arc;
 
 use futures::future::try_join_all;
 use slipway_spec::Platform;
-use slipway_spec::llb::{Lines, SourceFile, State, marshal};
+use slipway_spec::llb::{SourceFile, State, marshal};
 
-use crate::{Bridge, Diagnostic, FrontendError, FrontendRequest, FrontendResult, PlatformImage};
+pub use subrequest::{
+    BuildProblem, LintResults, LintWarning, Location, Position, Range, SourceText,
+};
+
+use crate::{Bridge, Feature, FrontendError, FrontendRequest, FrontendResult, PlatformImage};
 
 use document::Document;
 use files::Files;
+use lint::{LintOptions, Linter};
+use lower::{Lowered, Used};
 use problem::{FileText, Problem};
 use settings::Settings;
 use stage::Plan;
@@ -42,63 +59,131 @@ pub async fn build(
     request: &FrontendRequest,
     bridge: &dyn Bridge,
 ) -> Result<FrontendResult, FrontendError> {
-    let settings = Settings::read(request).map_err(|problem| unlocated(problem.message))?;
-    let files = files::read(&settings, bridge).await?;
-    let text: Arc<str> = String::from_utf8_lossy(&files.dockerfile).into();
-    let file = FileText { name: settings.filename.clone(), text };
-    let document = read(&file, &settings).map_err(|problems| {
-        FrontendError::new(problems.into_iter().map(|problem| file.error(problem)).collect())
-    })?;
-    for lines in &document.1 {
-        let message = "NoEmptyContinuation: Empty continuation line";
-        bridge.warn(file.warning(Problem::new(message).at(*lines)));
+    let unlocated = |problem: Problem| FileText::default().error(problem);
+    let mut settings = Settings::read(request).map_err(unlocated)?;
+    settings.session = bridge.session_id().map(str::to_owned);
+    settings.merge = bridge.supports(Feature::Merge);
+    if let Some(scanner) = settings.scanner.as_ref().filter(|_| !bridge.supports(Feature::Sbom)) {
+        let what = format!("a bill of materials, made by {}, in a build", scanner.image);
+        return Err(unlocated(Problem::unsupported(&what)).into());
     }
-    let each = settings
-        .platforms
-        .iter()
-        .map(|platform| build_one(&settings, &files, &file, &document.0, platform, bridge));
-    let images = try_join_all(each).await?;
-    Ok(FrontendResult { images, multi_platform: settings.multi_platform })
+    let mut files = files::read(&settings, bridge).await?;
+    let text: Arc<str> = String::from_utf8_lossy(&files.dockerfile).into();
+    let file = FileText { name: files.filename.clone(), text, origin: files.origin.clone() };
+    if let Some(frontend) = forward::frontend(&request.attrs, &file) {
+        return frontend.run(request, &file, bridge).await;
+    }
+    settings::check_forwarded(&request.attrs).map_err(unlocated)?;
+    files.read_ignored(&settings, bridge).await?;
+    let input = Input { settings: &settings, files: &files, file: &file, bridge };
+    if let Some(id) = &settings.request_id {
+        return subrequest::answer(id, &input).await;
+    }
+    let lint = input.linter()?;
+    let outcome = build_all(&input, &lint).await;
+    // What is worth mending often explains what is wrong.
+    input.warn(&lint);
+    outcome
 }
 
-/// Parses and types the file. Returns also the lines with blank lines inside.
-fn read(file: &FileText, settings: &Settings) -> Result<(Document, Vec<Lines>), Vec<Problem>> {
+/// What conversions start from.
+struct Input<'a> {
+    settings: &'a Settings,
+    files: &'a Files,
+    file: &'a FileText,
+    bridge: &'a dyn Bridge,
+}
+
+impl Input<'_> {
+    /// Returns a linter with the caller's options, or else the file's.
+    fn linter(&self) -> Result<Linter, FrontendError> {
+        let options = match &self.settings.lint {
+            Some(options) => Ok(options.clone()),
+            None => directive::detect_check(&self.file.text)
+                .map_or_else(|| Ok(LintOptions::default()), |text| lint::parse_options(&text)),
+        };
+        let options =
+            options.map_err(|p| self.file.error(p.prefixed("failed to parse check options")))?;
+        Ok(Linter::new(options).ignoring(&self.files.ignored))
+    }
+
+    /// Tells the user what a linter found.
+    fn warn(&self, lint: &Linter) {
+        for finding in lint.findings() {
+            self.bridge.warn(self.file.warning(&finding));
+        }
+    }
+
+    /// Parses and types the file.
+    fn parse(&self, lint: &Linter) -> Result<Document, FrontendError> {
+        read(self.file, lint).map_err(|problems| {
+            let errors = problems.into_iter().map(|problem| self.file.error(problem));
+            FrontendError::new(errors.collect())
+        })
+    }
+}
+
+async fn build_all(input: &Input<'_>, lint: &Linter) -> Result<FrontendResult, FrontendError> {
+    let document = input.parse(lint)?;
+    let settings = input.settings;
+    // Other platforms would only say the same again.
+    let silent = Linter::silent();
+    let lints = std::iter::once(lint).chain(std::iter::repeat(&silent));
+    let each = settings.platforms.iter().zip(lints);
+    let each = each.map(|(platform, lint)| build_one(input, &document, platform, lint));
+    let images = try_join_all(each).await?;
+    Ok(FrontendResult {
+        images,
+        multi_platform: settings.multi_platform,
+        cache_imports: settings.cache_imports.clone(),
+        scanner: settings.scanner.clone(),
+        ..FrontendResult::default()
+    })
+}
+
+fn read(file: &FileText, lint: &Linter) -> Result<Document, Vec<Problem>> {
     if file.text.is_empty() {
         return Err(vec![Problem::new("the Dockerfile cannot be empty")]);
     }
-    if !settings.build_args.contains_key("BUILDKIT_SYNTAX")
-        && let Some((image, line)) = directive::detect_syntax(&file.text)
-        && !settings::is_builtin_syntax(&image)
-    {
-        let problem =
-            Problem::unsupported(&format!("the frontend image {image:?} of the syntax directive"));
-        let problem = problem.hint("docker/dockerfile is built in");
-        return Err(vec![problem.at(Lines { first: line, last: line })]);
-    }
     let ast = parse::parse(&file.text).map_err(|problem| vec![problem])?;
-    Ok((Document::new(&ast)?, ast.empty_continuations))
+    Document::new(&ast, lint)
+}
+
+/// Plans and lowers, for the first time: the build context is not known yet.
+async fn convert<'a>(
+    input: &Input<'a>,
+    document: &Document,
+    platform: &Platform,
+    lint: &Linter,
+    all_stages: bool,
+) -> Result<(Plan<'a>, Lowered), FrontendError> {
+    let located = |problem: Problem| FrontendError::from(input.file.error(problem));
+    let mut plan = Plan::new(input.settings, document, platform, lint).map_err(located)?;
+    plan.all_stages = all_stages;
+    epoch::resolve(&mut plan, document, input.files, input.file, input.bridge).await?;
+    plan.add_stages(document, lint).map_err(located)?;
+    resolve::resolve(&mut plan, input.file, input.bridge, lint).await?;
+    let lowered =
+        lower::lower(&plan, &State::scratch(), &Used::default(), lint).map_err(located)?;
+    lint.verdict().map_err(located)?;
+    Ok((plan, lowered))
 }
 
 async fn build_one(
-    settings: &Settings,
-    files: &Files,
-    file: &FileText,
+    input: &Input<'_>,
     document: &Document,
     platform: &Platform,
-    bridge: &dyn Bridge,
+    lint: &Linter,
 ) -> Result<PlatformImage, FrontendError> {
+    let Input { settings, files, file, .. } = *input;
     let located = |problem: Problem| FrontendError::from(file.error(problem));
-    let mut plan = Plan::new(settings, document, platform).map_err(located)?;
-    resolve::resolve(&mut plan, file, bridge).await?;
     // Which files are used is known only after lowering, and lowering needs the vertex that sends them: so once to
     // find out, and once more for good.
-    let mut lowered = lower::lower(&plan, &State::scratch()).map_err(located)?;
-    if !lowered.context_paths.is_empty() {
-        let all = lowered.context_paths.contains("/");
-        let used = lowered.context_paths.iter().map(|path| path.trim_start_matches('/').to_owned());
-        let used: Vec<String> = used.filter(|_| !all).collect();
-        let context = files::context(&used, &files.ignored);
-        lowered = lower::lower(&plan, &context).map_err(located)?;
+    let (plan, mut lowered) = convert(input, document, platform, lint, false).await?;
+    if lowered.used.matters(&plan) {
+        let context = files.context(settings, &lowered.used.context);
+        lowered =
+            lower::lower(&plan, &context, &lowered.used, &Linter::silent()).map_err(located)?;
     }
     let source = SourceFile {
         filename: file.name.clone(),
@@ -115,9 +200,12 @@ async fn build_one(
         definition: marshal(&lowered.state, Some(&source)),
         config: lowered.config,
         base_history_len: lowered.base_history_len,
+        base_config: lowered.base_config,
+        epoch: plan.epoch.map(|nanoseconds| nanoseconds / 1_000_000_000),
+        scan_also: lowered
+            .scan_also
+            .iter()
+            .map(|(name, state)| (name.clone(), marshal(state, Some(&source))))
+            .collect(),
     })
-}
-
-fn unlocated(message: String) -> FrontendError {
-    Diagnostic { message, ..Diagnostic::default() }.into()
 }

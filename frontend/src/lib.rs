@@ -11,9 +11,12 @@ pub mod dockerfile;
 use std::collections::BTreeMap;
 
 use slipway_spec::llb::Definition;
-use slipway_spec::{ImageConfig, Platform};
+use slipway_spec::{ImageConfig, ImageReference, Platform};
 
-pub use bridge::{Bridge, BridgeError, BridgeErrorKind, BridgeRef, ResolveMode, ResolvedImage};
+pub use bridge::{
+    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Feature, FrontendImage, LayoutImage,
+    ResolveMode, ResolvedImage, SourceMetadata,
+};
 pub use diagnostic::{Diagnostic, FrontendError, Severity, Span};
 
 /// What is to be built.
@@ -26,12 +29,36 @@ pub struct FrontendRequest {
 }
 
 /// One graph and config for each platform.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct FrontendResult {
     /// In the order in which the platforms were asked for.
     pub images: Vec<PlatformImage>,
     /// Whether the result is meant to be an index even if it has one image.
     pub multi_platform: bool,
+    /// The answer to a `requestid`, by BuildKit's names: `result.json`, `result.txt`, … There are no images then.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    /// Caches to look into, as the attributes `cache-imports` and `cache-from` name them.
+    pub cache_imports: Vec<CacheImport>,
+    /// How the results are to be scanned, if that was asked for.
+    pub scanner: Option<Scanner>,
+}
+
+/// A cache to look into.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheImport {
+    /// Its kind, such as `registry`.
+    pub kind: String,
+    /// Where it is, and so on.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// A program that lists what a file system is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scanner {
+    /// The image that has the program.
+    pub image: ImageReference,
+    /// What it is told.
+    pub parameters: BTreeMap<String, String>,
 }
 
 /// What to build for one platform.
@@ -47,4 +74,10 @@ pub struct PlatformImage {
     pub config: ImageConfig,
     /// How many entries of the history are the base image's.
     pub base_history_len: usize,
+    /// The config of the image that the target was built on, as it was found.
+    pub base_config: Option<ImageConfig>,
+    /// The time that new things are dated with, in seconds since 1970.
+    pub epoch: Option<i64>,
+    /// Further file systems that a scanner is to look at, by name: `context`, or a stage; `None` is the empty one.
+    pub scan_also: BTreeMap<String, Option<Definition>>,
 }

@@ -6,124 +6,23 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+#[path = "golden/memory.rs"]
+mod memory;
+#[path = "golden/traps.rs"]
+mod traps;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use slipway_frontend::{
-    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, FrontendRequest, ResolveMode,
-    ResolvedImage, dockerfile,
-};
+use slipway_frontend::dockerfile;
 use slipway_spec::llb::{Definition, pb};
-use slipway_spec::{Digest, ImageReference, Platform};
 
-/// A bridge over files and images in memory. It is strict: only paths that were asked for can be read.
-struct Memory {
-    files: BTreeMap<String, Bytes>,
-    refs: Mutex<Vec<(String, Vec<String>)>>,
-    resolved: Mutex<Vec<String>>,
-    warnings: Mutex<Vec<Diagnostic>>,
-}
-
-impl Memory {
-    fn new(files: BTreeMap<String, Bytes>) -> Self {
-        Self {
-            files,
-            refs: Mutex::default(),
-            resolved: Mutex::default(),
-            warnings: Mutex::default(),
-        }
-    }
-}
-
-fn image_config(path: &str, platform: &Platform) -> Option<serde_json::Value> {
-    let layer = serde_json::json!({"type": "layers", "diff_ids": [Digest::of(path.as_bytes())]});
-    let history =
-        serde_json::json!([{"created": "2020-01-01T00:00:00Z", "created_by": "made by hand"}]);
-    let mut config = serde_json::json!({
-        "architecture": platform.architecture, "os": platform.os, "created": "2020-01-01T00:00:00Z",
-        "rootfs": layer, "history": history, "unknown": "dropped",
-        "config": {"Env": ["PATH=/bin", "FROM_BASE=1"], "Cmd": ["sh"], "WorkingDir": "/base", "User": "app"},
-    });
-    match path {
-        "library/base" => {}
-        "library/nopath" => config["config"] = serde_json::json!({"Env": ["A=b"]}),
-        "library/onbuild" => {
-            config["config"]["OnBuild"] =
-                serde_json::json!(["COPY --from=tool /t /t", "RUN echo $FROM_BASE", "ENV T=1"]);
-        }
-        "library/badtrigger" => config["config"]["OnBuild"] = serde_json::json!(["RUNN x"]),
-        "library/nolayers" => {
-            config["rootfs"] = serde_json::json!({"type": "layers", "diff_ids": []});
-            config["history"] = serde_json::json!([]);
-        }
-        "library/tool" => config["config"] = serde_json::Value::Null,
-        "library/otherarch" => config["architecture"] = "riscv64".into(),
-        _ => return None,
-    }
-    if let Some(variant) = &platform.variant {
-        config["variant"] = variant.as_str().into();
-    }
-    Some(config)
-}
-
-#[async_trait]
-impl Bridge for Memory {
-    async fn resolve_image(
-        &self,
-        image: &ImageReference,
-        platform: &Platform,
-        mode: ResolveMode,
-    ) -> Result<ResolvedImage, BridgeError> {
-        self.resolved.lock().unwrap().push(format!("{image} {platform} {mode:?}"));
-        let Some(config) = image_config(image.path(), platform) else {
-            return Err(BridgeError::new(BridgeErrorKind::NotFound, format!("{image}: not found")));
-        };
-        Ok(ResolvedImage {
-            digest: Digest::of(image.path().as_bytes()),
-            config: config.to_string().into(),
-        })
-    }
-
-    async fn solve(&self, definition: Definition) -> Result<BridgeRef, BridgeError> {
-        let vertices = definition.vertices().unwrap();
-        let [(_, pb::Op { op: Some(pb::op::Op::Source(source)), .. })] = vertices.as_slice() else {
-            panic!("not a single source: {vertices:?}")
-        };
-        let name = source.identifier.strip_prefix("local://").unwrap();
-        assert_eq!(source.attrs["local.differ"], "none");
-        let paths = serde_json::from_str(&source.attrs["local.followpaths"]).unwrap();
-        let mut refs = self.refs.lock().unwrap();
-        refs.push((name.to_owned(), paths));
-        Ok(BridgeRef(refs.len() as u64 - 1))
-    }
-
-    async fn read_file(&self, from: &BridgeRef, path: &str) -> Result<Option<Bytes>, BridgeError> {
-        let (name, paths) = self.refs.lock().unwrap()[usize::try_from(from.0).unwrap()].clone();
-        assert!(paths.iter().any(|asked| asked == path), "{path} was not asked for");
-        assert!(name == "dockerfile" || name == "context");
-        Ok(self.files.get(path).cloned())
-    }
-
-    fn warn(&self, warning: Diagnostic) {
-        self.warnings.lock().unwrap().push(warning);
-    }
-}
-
-fn request(attrs: &str) -> FrontendRequest {
-    let attrs = attrs
-        .lines()
-        .filter_map(|line| line.split_once('='))
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .collect();
-    FrontendRequest { attrs, build_platform: Platform::new("linux", "amd64", None) }
-}
+use memory::{Memory, request};
 
 async fn run(files: BTreeMap<String, Bytes>, attrs: &str) -> String {
-    let bridge = Memory::new(files);
+    let bridge = Memory::new(files, attrs);
     let outcome = dockerfile::build(&request(attrs), &bridge).await;
     let mut text = String::new();
     for warning in bridge.warnings.lock().unwrap().iter() {
@@ -135,6 +34,14 @@ async fn run(files: BTreeMap<String, Bytes>, attrs: &str) -> String {
     match outcome {
         Err(error) => text.push_str(&error.render()),
         Ok(result) => {
+            for image in bridge.forwarded.lock().unwrap().iter() {
+                let inputs: Vec<_> = image.inputs.keys().collect();
+                writeln!(text, "forwarded to {} with {inputs:?}\n{:#?}", image.source, image.attrs)
+                    .unwrap();
+            }
+            for import in &result.cache_imports {
+                writeln!(text, "imports {} {:?}", import.kind, import.attrs).unwrap();
+            }
             for image in result.images {
                 let kind = if result.multi_platform { " of an index" } else { "" };
                 writeln!(text, "\n== {}{kind}", image.platform).unwrap();
@@ -149,6 +56,14 @@ async fn run(files: BTreeMap<String, Bytes>, attrs: &str) -> String {
                 )
                 .unwrap();
                 writeln!(text, "{}", serde_json::to_string_pretty(&image.config).unwrap()).unwrap();
+                if let Some(epoch) = image.epoch {
+                    writeln!(text, "-- dated {epoch}").unwrap();
+                }
+                for (name, definition) in &image.scan_also {
+                    let head =
+                        definition.as_ref().map(|graph| graph.head().unwrap().0.short().to_owned());
+                    writeln!(text, "-- scan also {name} {head:?}").unwrap();
+                }
             }
         }
     }
@@ -198,6 +113,34 @@ fn describe(definition: &Definition, text: &mut String) {
                 writeln!(text, "   exec {:?}\n     in {} as {:?}", meta.args, meta.cwd, meta.user)
                     .unwrap();
                 writeln!(text, "     env {:?}", meta.env).unwrap();
+                if exec.security != 0 {
+                    writeln!(text, "     security {:?}", exec.security()).unwrap();
+                }
+                for secret in &exec.secretenv {
+                    let optional = if secret.optional { " optional" } else { "" };
+                    writeln!(text, "     secret {} as {}{optional}", secret.id, secret.name)
+                        .unwrap();
+                }
+                for device in &exec.cdi_devices {
+                    let optional = if device.optional { " optional" } else { "" };
+                    writeln!(text, "     device {}{optional}", device.name).unwrap();
+                }
+                for host in &meta.extra_hosts {
+                    writeln!(text, "     host {}={}", host.host, host.ip).unwrap();
+                }
+                for limit in &meta.ulimit {
+                    writeln!(text, "     ulimit {}={}:{}", limit.name, limit.soft, limit.hard)
+                        .unwrap();
+                }
+                for (what, value) in [("hostname", &meta.hostname), ("cgroup", &meta.cgroup_parent)]
+                {
+                    if !value.is_empty() {
+                        writeln!(text, "     {what} {value}").unwrap();
+                    }
+                }
+                if let Some(resources) = &metadata.linux_resources {
+                    writeln!(text, "     {resources:?}").unwrap();
+                }
                 if exec.network != 0 {
                     writeln!(text, "     network {:?}", exec.network()).unwrap();
                 }
@@ -209,8 +152,11 @@ fn describe(definition: &Definition, text: &mut String) {
                     let kind = mount.mount_type();
                     writeln!(
                         text,
-                        "     mount {} at {} -> {}{readonly} {kind:?}",
-                        mount.input, mount.dest, mount.output
+                        "     mount {} at {} -> {}{readonly} {kind:?}{}",
+                        mount.input,
+                        mount.dest,
+                        mount.output,
+                        mount_options(mount)
                     )
                     .unwrap();
                 }
@@ -227,11 +173,41 @@ fn describe(definition: &Definition, text: &mut String) {
                     .unwrap();
                 }
             }
+            pb::op::Op::Merge(merge) => {
+                let inputs: Vec<_> = merge.inputs.iter().map(|input| input.input).collect();
+                writeln!(text, "   merge {inputs:?}").unwrap();
+            }
             other => writeln!(text, "   {other:?}").unwrap(),
+        }
+        if let Some(group) = &metadata.progress_group {
+            let weak = if group.weak { " weakly" } else { "" };
+            writeln!(text, "   shown{weak} with {}", group.name).unwrap();
         }
     }
     let (head, index) = definition.head().unwrap();
     writeln!(text, "result {}:{index}", number(&head.to_string())).unwrap();
+}
+
+fn mount_options(mount: &pb::Mount) -> String {
+    let mut text = String::new();
+    if !mount.selector.is_empty() {
+        text.push_str(&format!(" of {}", mount.selector));
+    }
+    if let Some(cache) = &mount.cache_opt {
+        text.push_str(&format!(" {} {:?}", cache.id, cache.sharing()));
+    }
+    if let Some(tmpfs) = &mount.tmpfs_opt
+        && tmpfs.size > 0
+    {
+        text.push_str(&format!(" {} bytes", tmpfs.size));
+    }
+    let secret = mount.secret_opt.as_ref().map(|s| (&s.id, s.uid, s.gid, s.mode, s.optional));
+    let ssh = mount.ssh_opt.as_ref().map(|s| (&s.id, s.uid, s.gid, s.mode, s.optional));
+    if let Some((id, uid, gid, mode, optional)) = secret.or(ssh) {
+        let optional = if optional { " optional" } else { "" };
+        text.push_str(&format!(" {id} {uid}:{gid} {mode:o}{optional}"));
+    }
+    text
 }
 
 fn describe_action(action: &pb::file_action::Action) -> String {
@@ -266,6 +242,12 @@ fn describe_action(action: &pb::file_action::Action) -> String {
             }
             if !copy.exclude_patterns.is_empty() {
                 text.push_str(&format!(" exclude {:?}", copy.exclude_patterns));
+            }
+            if !copy.include_patterns.is_empty() {
+                text.push_str(&format!(" include {:?}", copy.include_patterns));
+            }
+            if !copy.required_paths.is_empty() {
+                text.push_str(&format!(" require {:?}", copy.required_paths));
             }
             text
         }
@@ -389,29 +371,97 @@ async fn mistakes_are_told_with_their_place() {
             "cannot copy from stage \"b\", it needs to be defined before current stage \"a\"",
         ),
         (
-            "FROM base\nRUN --mount=type=cache,target=/x y",
+            "FROM base\nRUN --mount=type=cach,target=/x y",
             "",
             2,
-            "RUN --mount is not supported yet",
+            "unsupported mount type \"cach\" (did you mean cache?)",
+        ),
+        ("FROM base\nRUN --mount=target=/ y", "", 2, "invalid mount target \"/\""),
+        (
+            "FROM base\nRUN --mount=from=$x y",
+            "",
+            2,
+            "dockerfile parse error on line 2: 'from' doesn't support variable expansion, define alias stage instead",
+        ),
+        ("FROM base\nRUN --mount=type=ssh,source=x y", "", 2, "ssh does not support source"),
+        (
+            "FROM base AS a\nRUN --mount=from=b,target=/x y\nFROM base AS b\nFROM a",
+            "",
+            2,
+            "cannot mount from stage \"b\" to \"/x\", stage needs to be defined before current command",
         ),
         (
-            "FROM base\nRUN --security=insecure y",
+            "FROM base\nRUN --mount=from=nosuch,target=/x y",
             "",
             2,
-            "RUN --security=insecure is not supported yet",
+            "docker.io/library/nosuch:latest: not found",
         ),
-        ("FROM base\nRUN --device=x y", "", 2, "RUN --device is not supported yet"),
         ("FROM base\nRUN []", "", 2, "RUN requires at least one argument"),
-        ("FROM base\nCOPY --link a b", "", 2, "COPY --link is not supported yet"),
-        ("FROM base\nCOPY --parents a b", "", 2, "COPY --parents is not supported yet"),
-        ("FROM base\nADD --unpack=false a b", "", 2, "ADD --unpack is not supported yet"),
-        ("FROM base\nADD --checksum=sha256:x a b", "", 2, "ADD --checksum is not supported yet"),
-        ("FROM base\nADD https://x/y b", "", 2, "ADD from a URL is not supported yet"),
         (
-            "FROM base\nADD https://x/y.git b",
+            "FROM base\nRUN --device=a,name=b y",
             "",
             2,
-            "ADD from a git repository is not supported yet",
+            "dockerfile parse error on line 2: device name already set to a",
+        ),
+        (
+            "FROM base\nADD --checksum=sha256:x a b",
+            "",
+            2,
+            "checksum requires HTTP(S) or Git sources",
+        ),
+        (
+            "FROM base\nADD --checksum=sha256:x https://x/a https://x/b /c/",
+            "",
+            2,
+            "checksum can't be specified for multiple sources",
+        ),
+        (
+            "FROM base\nADD --checksum=sha256:x https://x/a /",
+            "",
+            2,
+            "invalid checksum \"sha256:x\": the digits are wrong",
+        ),
+        ("FROM base\nADD https://x/y.git?ref=a#b /", "", 2, "ref conflicts"),
+        (
+            "FROM base\nADD --keep-git-dir=false https://x/y.git?keep-git-dir=1 /",
+            "",
+            2,
+            "inconsistent keep-git-dir configuration",
+        ),
+        (
+            "FROM base\nADD --checksum=a https://x/y.git?checksum=b /",
+            "",
+            2,
+            "checksum mismatch \"a\" != \"b\"",
+        ),
+        ("FROM base AS a-\nRUN x", "", 1, "invalid context name a-"),
+        ("FROM base AS a", "context:a=ssh://x/y", 1, "unsupported context source ssh for a"),
+        ("FROM base AS a", "context:a=nocolon", 1, "invalid context specifier nocolon for a"),
+        (
+            "FROM base AS a",
+            "context:a=oci-layout://x",
+            1,
+            "oci-layout reference \"x\" has no digest",
+        ),
+        ("FROM base AS a", "context:a=input:x", 1, "invalid input x for a"),
+        (
+            "FROM scratch AS a\nRUN x\nFROM base",
+            "build-arg:SOURCE_DATE_EPOCH=a",
+            1,
+            "SOURCE_DATE_EPOCH stage does not meet source-only requirements: unsupported RUN instruction",
+        ),
+        (
+            "FROM scratch",
+            "attest:sbom=",
+            0,
+            "a bill of materials, made by docker.io/docker/buildkit-syft-scanner:stable-1, in a build is not supported yet",
+        ),
+        ("FROM scratch", "frontend.caps=x+forward", 0, "unsupported frontend capability x"),
+        (
+            "FROM scratch",
+            "context=https://x/y.git?nope=1",
+            0,
+            "the build context https://x/y.git?nope=1 cannot be read: unexpected query \"nope\"",
         ),
         ("FROM base\nCOPY https://x/y b", "", 2, "source can't be a URL for COPY"),
         ("FROM base\nCOPY git@x:y b", "", 2, "source can't be a git ref for COPY"),
@@ -431,12 +481,6 @@ async fn mistakes_are_told_with_their_place() {
             1,
             "ONBUILD trigger \"RUNN x\" of image badtrigger: dockerfile parse error on line 1: unknown instruction: RUNN (did you mean RUN?)",
         ),
-        (
-            "# syntax=me/frontend:1\nFROM scratch",
-            "",
-            1,
-            "the frontend image \"me/frontend:1\" of the syntax directive is not supported yet",
-        ),
         ("FROM base\nRUN <<EOF\n", "", 2, "unterminated heredoc"),
         (
             "FROM scratch AS build",
@@ -448,10 +492,8 @@ async fn mistakes_are_told_with_their_place() {
         ("", "", 0, "the Dockerfile cannot be empty"),
         ("FROM scratch", "build-arg:SOURCE_DATE_EPOCH=soon", 0, "invalid SOURCE_DATE_EPOCH: soon"),
     ] {
-        let bridge = Memory::new(BTreeMap::from([(
-            "Dockerfile".to_owned(),
-            Bytes::from(dockerfile.to_owned()),
-        )]));
+        let files = BTreeMap::from([("Dockerfile".to_owned(), Bytes::from(dockerfile.to_owned()))]);
+        let bridge = Memory::new(files, attrs);
         let error = dockerfile::build(&request(attrs), &bridge).await.unwrap_err();
         let found = &error.diagnostics[0];
         assert!(found.message.starts_with(message), "{dockerfile:?}: {}", found.message);
@@ -461,10 +503,8 @@ async fn mistakes_are_told_with_their_place() {
 
 #[tokio::test]
 async fn all_mistakes_of_a_file_are_told_at_once() {
-    let bridge = Memory::new(BTreeMap::from([(
-        "Dockerfile".to_owned(),
-        Bytes::from("FROM scratch\nRUNN x\nUSER\n"),
-    )]));
+    let text = Bytes::from("FROM scratch\nRUNN x\nUSER\n");
+    let bridge = Memory::new(BTreeMap::from([("Dockerfile".to_owned(), text)]), "");
     let error = dockerfile::build(&request(""), &bridge).await.unwrap_err();
     let lines: Vec<_> = error.diagnostics.iter().map(|found| found.spans[0].lines.first).collect();
     assert_eq!(lines, [2, 3]);
@@ -547,7 +587,8 @@ proptest::proptest! {
     #[test]
     fn any_file_is_built_or_refused(lines in proptest::collection::vec(line(), 0..12)) {
         let text = lines.concat();
-        let bridge = Memory::new(BTreeMap::from([("Dockerfile".to_owned(), Bytes::from(text.clone()))]));
+        let files = BTreeMap::from([("Dockerfile".to_owned(), Bytes::from(text.clone()))]);
+        let bridge = Memory::new(files, "");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let count = u32::try_from(text.lines().count()).unwrap();
         match runtime.block_on(dockerfile::build(&request("platform=linux/amd64,linux/arm64"), &bridge)) {
@@ -584,6 +625,11 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
         "COPY --from=a",
         "COPY --from=0",
         "COPY --from=tool",
+        "COPY --link",
+        "COPY --parents",
+        "ADD https://x/y.git",
+        "RUN --mount=type=cache,target=/x",
+        "RUN --mount=",
         "WORKDIR",
         "USER",
         "EXPOSE",

@@ -1,5 +1,10 @@
 //! What a build may ask of whoever asked for it.
 
+pub mod content;
+pub mod secret;
+pub mod services;
+pub mod ssh;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
@@ -17,6 +22,11 @@ use slipway_spec::pattern::{MatchInfo, PatternMatcher};
 use slipway_store::tree::scan::{Filter, Ownership, Scan, ScanOptions, Verdict, scan_or_recall};
 use slipway_store::tree::{Tree, clean, join, split};
 use slipway_store::{Error, ErrorKind, blocking};
+
+pub use content::{ByteStream, LayoutFolders, LayoutStore, Uploads};
+pub use secret::{SecretBytes, SecretProvider};
+pub use services::{Entitlements, Services};
+pub use ssh::{AgentStream, SshAgents};
 
 /// Which part of a local folder a build reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -7,7 +7,10 @@
 //! whatever is killed, the kernel takes the mounts with it and nothing is left to clean up.
 
 mod capability;
+pub mod cgroup;
+mod confidential;
 mod helper;
+pub mod limits;
 mod mount;
 mod mountpoint;
 mod protocol;
@@ -27,7 +30,9 @@ use serde::{Deserialize, Serialize};
 use slipway_spec::platform::Platform;
 use tokio::sync::mpsc;
 
+pub use self::confidential::Confidential;
 pub use self::helper::{helper_main, is_helper};
+use self::limits::Limits;
 pub use self::mountpoint::{MountStub, prepare_stub, remove_stubs};
 pub use self::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
 
@@ -71,6 +76,10 @@ pub struct ExecSpec {
     pub platform: Platform,
     /// Standard input is a terminal that becomes the step's own.
     pub tty: bool,
+    /// Variables whose values are nobody's business.
+    pub secret_env: Vec<(String, Confidential)>,
+    /// What it may use of the machine.
+    pub limits: Limits,
 }
 
 /// What a step can reach.
@@ -122,7 +131,7 @@ pub enum ExecMountKind {
     /// A file in memory, such as a secret: it touches no disk.
     File {
         /// What it holds.
-        content: Vec<u8>,
+        content: Confidential,
         /// Its mode.
         mode: u32,
         /// Its owner.

@@ -2,7 +2,7 @@
 //! them. A malformed pattern matches nothing.
 
 /// Whether a name matches a pattern; neither contains a slash.
-pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
+pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let mut at = Cursor { pattern, name };
     // Where to go on when the text after the last star does not match: the star takes one character more.
     let mut star: Option<Cursor<'_>> = None;

@@ -10,7 +10,11 @@ use slipway_store::result::ResultKey;
 use slipway_store::snapshot::Snapshot;
 use tokio::sync::OnceCell;
 
-use crate::error::{Cause, FailedVertex, Result};
+use crate::capability;
+use crate::client::Entitlements;
+use crate::error::{Cause, FailedVertex, Result, SolveError};
+use crate::source::Found;
+use crate::source::layout::LayoutImage;
 
 /// One step, with what is known of it so far.
 #[derive(Debug)]
@@ -26,6 +30,12 @@ pub struct Vertex {
     pub(crate) inputs: Vec<Edge>,
     /// Whether results from before must not be used, because the user said so of this step or of one below it.
     pub(crate) fresh: bool,
+    /// Whether the user said so of this very step.
+    pub(crate) ignore_cache: bool,
+    /// What its process may use of the machine.
+    pub(crate) resources: Option<pb::LinuxResources>,
+    /// How many definitions this one came out of.
+    pub(crate) depth: u32,
     ranges: Vec<pb::Range>,
     source: Option<Arc<pb::SourceInfo>>,
     /// The key if it is known without executing anything.
@@ -34,6 +44,12 @@ pub struct Vertex {
     pub(crate) results: OnceCell<Result<Vec<Snapshot>>>,
     /// What a source image turned out to be: key and result speak of the same one.
     pub(crate) image: OnceCell<Result<(Snapshot, Vec<Digest>)>>,
+    /// What a source other than an image or a folder turned out to be.
+    pub(crate) found: OnceCell<Result<Arc<Found>>>,
+    /// What an image of a layout turned out to be.
+    pub(crate) layout: OnceCell<Result<Arc<LayoutImage>>>,
+    /// What a definition that is the result of a step stands for.
+    pub(crate) nested: OnceCell<Result<Edge>>,
     pub(crate) announced: AtomicBool,
     /// Whether the result is not what the key says, because something ran again and gave something else; it serves this
     /// build and is not remembered.
@@ -44,9 +60,11 @@ impl Drop for Vertex {
     fn drop(&mut self) {
         // The default would recurse once per vertex, and a long chain could exhaust the stack.
         let mut rest = std::mem::take(&mut self.inputs);
+        rest.extend(self.nested.take().and_then(Result::ok));
         while let Some(edge) = rest.pop() {
             if let Some(mut last) = Arc::into_inner(edge.vertex) {
                 rest.append(&mut last.inputs);
+                rest.extend(last.nested.take().and_then(Result::ok));
             }
         }
     }
@@ -62,6 +80,11 @@ pub struct Edge {
 }
 
 impl Vertex {
+    /// Returns what the step needs.
+    pub fn inputs(&self) -> impl Iterator<Item = &Edge> {
+        self.inputs.iter()
+    }
+
     pub(crate) fn failed(&self) -> FailedVertex {
         FailedVertex {
             digest: self.digest.clone(),
@@ -72,11 +95,38 @@ impl Vertex {
     }
 }
 
-/// The vertices of a job by digest and freshness; definitions that are loaded later find the earlier ones' vertices.
-pub(crate) type Vertices = HashMap<(Digest, bool), Arc<Vertex>>;
+/// The vertices of a job by digest, freshness and depth; definitions that are loaded later find the earlier ones'
+/// vertices. A nested definition never finds a vertex that waits for it.
+pub(crate) type Vertices = HashMap<(Digest, bool, u32), Arc<Vertex>>;
 
-/// Loads a definition and returns the edge it stands for.
-pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge> {
+/// Definitions may come out of each other this many times.
+const MAX_DEPTH: u32 = 16;
+
+/// Loads a definition and returns the edge it stands for. `depth` is how many definitions it came out of.
+pub(crate) fn load(
+    definition: &Definition,
+    known: &mut Vertices,
+    entitlements: Entitlements,
+    depth: u32,
+) -> Result<Edge> {
+    if depth > MAX_DEPTH {
+        return Err(Cause::Invalid(format!(
+            "definitions come out of each other more than {MAX_DEPTH} times"
+        ))
+        .into());
+    }
+    if let Some((_, metadata)) = definition
+        .metadata
+        .iter()
+        .find(|(_, metadata)| metadata.caps.keys().any(|cap| !capability::is_known(cap)))
+    {
+        let unknown = metadata.caps.keys().find(|cap| !capability::is_known(cap));
+        return Err(Cause::Unsupported(format!(
+            "the capability {:?}",
+            unknown.map(String::as_str).unwrap_or_default()
+        ))
+        .into());
+    }
     let sources: Vec<Arc<pb::SourceInfo>> = definition
         .source
         .iter()
@@ -95,13 +145,13 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
                     .parse()
                     .ok()
                     .and_then(|digest: Digest| loaded.get(&digest).cloned());
-                let index = usize::try_from(input.index).ok();
-                vertex.zip(index).map(|(vertex, index)| Edge { vertex, index }).ok_or_else(|| {
+                let missing = || {
                     Cause::Invalid(format!(
                         "vertex {digest} has an input {} that is not there",
                         input.digest
                     ))
-                })
+                };
+                edge(vertex.ok_or_else(missing)?, usize::try_from(input.index).ok())
             })
             .collect::<std::result::Result<Vec<_>, Cause>>()?;
         let fresh =
@@ -118,7 +168,7 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
             return Err(Cause::Invalid(format!("vertex {digest} has no operation")).into());
         };
         check(&digest, &kind, inputs.len())?;
-        let vertex = known.entry((digest.clone(), fresh)).or_insert_with(|| {
+        let vertex = known.entry((digest.clone(), fresh, depth)).or_insert_with(|| {
             Arc::new(Vertex {
                 digest: digest.clone(),
                 name: name.into(),
@@ -126,6 +176,9 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
                 platform,
                 inputs,
                 fresh,
+                ignore_cache: metadata.is_some_and(|metadata| metadata.ignore_cache),
+                resources: metadata.and_then(|metadata| metadata.linux_resources.clone()),
+                depth,
                 ranges: location.map(|location| location.ranges.clone()).unwrap_or_default(),
                 source: location
                     .and_then(|location| usize::try_from(location.source_index).ok())
@@ -134,17 +187,69 @@ pub(crate) fn load(definition: &Definition, known: &mut Vertices) -> Result<Edge
                 key: OnceCell::new(),
                 results: OnceCell::new(),
                 image: OnceCell::new(),
+                found: OnceCell::new(),
+                layout: OnceCell::new(),
+                nested: OnceCell::new(),
                 announced: false.into(),
                 unkept: false.into(),
             })
         });
         loaded.insert(digest, vertex.clone());
+        allow(vertex, entitlements)?;
     }
     let (head, index) = definition.head()?;
     let vertex = loaded
         .remove(&head)
         .ok_or_else(|| Cause::Invalid(format!("vertex {head} is not there")))?;
-    Ok(Edge { vertex, index })
+    Ok(edge(vertex, Some(index))?)
+}
+
+/// Takes an output of a vertex, if it has that.
+fn edge(vertex: Arc<Vertex>, index: Option<usize>) -> std::result::Result<Edge, Cause> {
+    let count = outputs(&vertex.op);
+    match index.filter(|index| *index < count) {
+        Some(index) => Ok(Edge { vertex, index }),
+        None => Err(Cause::Invalid(format!(
+            "vertex {} ({}) has {count} outputs, and another one is asked for",
+            vertex.digest, vertex.name
+        ))),
+    }
+}
+
+/// How many outputs an operation has; they are counted without gaps.
+fn outputs(op: &pb::op::Op) -> usize {
+    let highest = match op {
+        pb::op::Op::Exec(exec) => {
+            let kept = exec.mounts.iter().filter(|mount| {
+                [pb::MountType::Bind, pb::MountType::Cache]
+                    .iter()
+                    .any(|kind| mount.mount_type == *kind as i32)
+            });
+            kept.map(|mount| mount.output).max().unwrap_or(-1)
+        }
+        pb::op::Op::File(file) => {
+            file.actions.iter().map(|action| action.output).max().unwrap_or(-1)
+        }
+        pb::op::Op::Passthrough(passthrough) => return passthrough.outputs.len(),
+        _ => 0,
+    };
+    usize::try_from(highest.saturating_add(1)).unwrap_or(0)
+}
+
+/// Refuses what the user did not allow.
+fn allow(vertex: &Vertex, entitlements: Entitlements) -> Result<()> {
+    let pb::op::Op::Exec(exec) = &vertex.op else { return Ok(()) };
+    let refused =
+        if exec.security == pb::SecurityMode::Insecure as i32 && !entitlements.security_insecure {
+            "security.insecure"
+        } else if exec.network == pb::NetMode::Host as i32 && !entitlements.network_host {
+            "network.host"
+        } else {
+            return Ok(());
+        };
+    let cause =
+        Cause::Invalid(format!("{refused} is not allowed; allow it with --allow {refused}"));
+    Err(SolveError::from(cause).at(|| vertex.failed()))
 }
 
 fn to_platform(platform: &pb::Platform) -> Platform {
@@ -191,6 +296,13 @@ fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
             if !exec.mounts.iter().all(|mount| input(mount.input)) {
                 return fail("a mount names an input that is not there");
             }
+            let on = pb::MountContentCache::On as i32;
+            if exec.mounts.iter().any(|mount| {
+                let kept = mount.output >= 0 && !mount.readonly;
+                mount.content_cache == on && kept && !matches!(mount.selector.as_str(), "" | "/")
+            }) {
+                return fail("a mount that is changed cannot count by its content");
+            }
             if !dense(exec.mounts.iter().map(|mount| mount.output)) {
                 return fail("the outputs of a process must be counted from 0 without gaps");
             }
@@ -227,10 +339,30 @@ fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
                 return fail("a diff needs two inputs");
             }
         }
+        pb::op::Op::Build(build) => {
+            if build.builder != -1 {
+                return fail("a definition can only be built by this builder");
+            }
+            let source = build.inputs.get(BUILD_INPUT).map(|source| source.input);
+            if !source.is_some_and(|index| index >= 0 && input(index)) {
+                return fail("a build needs the input that holds its definition");
+            }
+        }
+        pb::op::Op::Passthrough(passthrough) => {
+            if passthrough.id.is_empty() || passthrough.outputs.is_empty() {
+                return fail("a passthrough needs an id and an output");
+            }
+            if !passthrough.outputs.iter().all(|index| *index >= 0 && input(*index)) {
+                return fail("a passthrough names an input that is not there");
+            }
+        }
         _ => {}
     }
     Ok(())
 }
+
+/// The name of the input with the definition of a build.
+pub(crate) const BUILD_INPUT: &str = "buildkit.llb.definition";
 
 /// Whether indexes are counted from 0 without gaps; -1 is none.
 fn dense(outputs: impl Iterator<Item = i64>) -> bool {
@@ -260,6 +392,10 @@ mod tests {
 
     fn input(op: &pb::Op) -> pb::Input {
         pb::Input { digest: Digest::of(&op.encode_to_vec()).to_string(), index: 0 }
+    }
+
+    fn load_plain(definition: &Definition, known: &mut Vertices) -> Result<Edge> {
+        load(definition, known, Entitlements::default(), 0)
     }
 
     fn op(kind: pb::op::Op, inputs: Vec<pb::Input>) -> pb::Op {
@@ -296,13 +432,55 @@ mod tests {
             }),
             pb::op::Op::Merge(pb::MergeOp { inputs: vec![pb::MergeInput { input: -3 }] }),
             pb::op::Op::Diff(pb::DiffOp::default()),
+            pb::op::Op::Build(pb::BuildOp { builder: 0, ..Default::default() }),
+            pb::op::Op::Build(pb::BuildOp { builder: -1, ..Default::default() }),
+            pb::op::Op::Passthrough(pb::PassthroughOp { id: "x".into(), outputs: vec![] }),
+            pb::op::Op::Passthrough(pb::PassthroughOp { id: "x".into(), outputs: vec![7] }),
+            pb::op::Op::Passthrough(pb::PassthroughOp { id: "".into(), outputs: vec![0] }),
         ];
         for kind in bad {
             let middle = op(kind.clone(), vec![input(&source)]);
             let last = pb::Op { inputs: vec![input(&middle)], ..Default::default() };
             let definition = definition(vec![source.clone(), middle, last]);
-            assert!(load(&definition, &mut Vertices::new()).is_err(), "{kind:?}");
+            assert!(load_plain(&definition, &mut Vertices::new()).is_err(), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn what_was_not_allowed_or_is_not_known_is_refused_by_name() {
+        let root = pb::Mount { input: -1, dest: "/".into(), ..Default::default() };
+        let exec = |network, security| pb::ExecOp {
+            meta: Some(pb::Meta { args: vec!["x".into()], ..Default::default() }),
+            mounts: vec![root.clone()],
+            network: network as i32,
+            security: security as i32,
+            ..Default::default()
+        };
+        let closed = Entitlements { network_host: false, security_insecure: false };
+        let open = Entitlements { network_host: true, security_insecure: true };
+        for (network, security, name) in [
+            (pb::NetMode::Unset, pb::SecurityMode::Insecure, "security.insecure"),
+            (pb::NetMode::Host, pb::SecurityMode::Sandbox, "network.host"),
+        ] {
+            let step = op(pb::op::Op::Exec(exec(network, security)), vec![]);
+            let last = pb::Op { inputs: vec![input(&step)], ..Default::default() };
+            let definition = definition(vec![step, last]);
+            let error = load(&definition, &mut Vertices::new(), closed, 0).unwrap_err();
+            assert!(error.to_string().contains(&format!("{name} is not allowed")), "{error}");
+            assert!(load(&definition, &mut Vertices::new(), open, 0).is_ok());
+        }
+        let step =
+            op(pb::op::Op::Exec(exec(pb::NetMode::Unset, pb::SecurityMode::Sandbox)), vec![]);
+        let last = pb::Op { inputs: vec![input(&step)], ..Default::default() };
+        let mut definition = definition(vec![step.clone(), last]);
+        let metadata = definition.metadata.entry(Digest::of(&step.encode_to_vec())).or_default();
+        metadata.caps.insert("exec.meta.base".into(), true);
+        assert!(load_plain(&definition, &mut Vertices::new()).is_ok());
+        let metadata = definition.metadata.values_mut().next().unwrap();
+        metadata.caps.insert("exec.teleport".into(), true);
+        let error = load_plain(&definition, &mut Vertices::new()).unwrap_err();
+        assert!(error.to_string().contains("\"exec.teleport\""), "{error}");
+        assert!(load(&definition, &mut Vertices::new(), open, 99).is_err());
     }
 
     #[test]
@@ -317,8 +495,8 @@ mod tests {
         let last = pb::Op { inputs: vec![input(&source)], ..Default::default() };
         let definition = definition(vec![source, last]);
         let mut known = Vertices::new();
-        let first = load(&definition, &mut known).unwrap();
-        let second = load(&definition, &mut known).unwrap();
+        let first = load_plain(&definition, &mut known).unwrap();
+        let second = load_plain(&definition, &mut known).unwrap();
         assert!(Arc::ptr_eq(&first.vertex, &second.vertex));
     }
 }

@@ -1,5 +1,9 @@
 //! One build: vertices on their way to results.
 
+mod exec_key;
+mod nested;
+mod outside;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,13 +23,14 @@ use slipway_store::view::View;
 use slipway_store::{Store, blocking, transfer};
 use tokio::sync::Semaphore;
 
-use crate::client::{LocalFiles, LocalRequest};
+use crate::client::{LocalFiles, LocalRequest, Services};
 use crate::deep::Deep;
 use crate::error::{Cause, Result, SolveError};
 use crate::executor::Executor;
 use crate::graph::{self, Edge, Vertex, Vertices, encode};
-use crate::operation::{exec, file};
+use crate::operation::{diff, exec, file};
 use crate::source::image::{Images, Lookup, RemoteLayer, ResolvedImage};
+use crate::source::{is_layered, layout};
 
 /// What all builds of a process share.
 #[derive(Clone)]
@@ -53,8 +58,11 @@ pub struct Job(Arc<Inner>);
 struct Inner {
     worker: Worker,
     client: Arc<dyn LocalFiles>,
+    services: Services,
     progress: Arc<dyn ProgressSink>,
     vertices: Mutex<Vertices>,
+    /// Cache mounts that were emptied in this build.
+    reset: Mutex<BTreeSet<String>>,
     /// Where to fetch layers that are not in the store.
     remote: Mutex<HashMap<LayerId, RemoteLayer>>,
     /// Folders of the client, scanned once per way they are asked for.
@@ -114,11 +122,24 @@ impl Job {
         progress: Arc<dyn ProgressSink>,
         time: Option<i64>,
     ) -> Self {
+        Self::with(worker, client, progress, time, Services::default())
+    }
+
+    /// Starts a build that may use more of its client than folders.
+    pub fn with(
+        worker: Worker,
+        client: Arc<dyn LocalFiles>,
+        progress: Arc<dyn ProgressSink>,
+        time: Option<i64>,
+        services: Services,
+    ) -> Self {
         Self(Arc::new(Inner {
             worker,
             client,
+            services,
             progress,
             vertices: Mutex::default(),
+            reset: Mutex::default(),
             remote: Mutex::default(),
             locals: tokio::sync::Mutex::default(),
             pulls: Mutex::default(),
@@ -136,7 +157,7 @@ impl Job {
     /// # Errors
     /// When the definition is not well formed.
     pub fn load(&self, definition: &Definition) -> Result<Edge> {
-        graph::load(definition, &mut lock(&self.0.vertices))
+        graph::load(definition, &mut lock(&self.0.vertices), self.0.services.entitlements, 0)
     }
 
     /// Returns the file system that an edge stands for, executing what must be.
@@ -192,6 +213,9 @@ impl Job {
                 hash.update(self.local(vertex).await?.digest());
                 ResultKey(hash.finalize().into())
             }
+            pb::op::Op::Source(source) if !is_layered(source) => {
+                self.outside_key(vertex, source).await?
+            }
             pb::op::Op::Source(source) => {
                 let (_, diff_ids) = self.image(vertex, source).await?;
                 let mut hash = tagged(b"layers");
@@ -201,11 +225,22 @@ impl Job {
                 ResultKey(hash.finalize().into())
             }
             pb::op::Op::File(op) => return self.quick_file_key(vertex, op).await,
-            pb::op::Op::Build(_) | pb::op::Op::Passthrough(_) => {
-                return Err(SolveError::from(Cause::Unsupported("this kind of build step".into()))
-                    .at(|| vertex.failed()));
+            // Only the definition tells, which the step below has yet to give.
+            pb::op::Op::Build(_) => return Ok(None),
+            pb::op::Op::Exec(op) => {
+                let inputs = try_join_all((0..vertex.inputs.len()).map(|at| async move {
+                    match self.content_input_key(vertex, op, at).await? {
+                        Some(key) => Ok(Some(key)),
+                        None => self.quick_key(&vertex.inputs[at].vertex).await,
+                    }
+                }))
+                .await?;
+                match inputs.into_iter().collect::<Option<Vec<_>>>() {
+                    Some(inputs) => definition_key(vertex, &inputs),
+                    None => return Ok(None),
+                }
             }
-            pb::op::Op::Exec(_) | pb::op::Op::Merge(_) | pb::op::Op::Diff(_) => {
+            pb::op::Op::Merge(_) | pb::op::Op::Diff(_) | pb::op::Op::Passthrough(_) => {
                 let inputs =
                     try_join_all(vertex.inputs.iter().map(|edge| self.quick_key(&edge.vertex)))
                         .await?;
@@ -224,6 +259,17 @@ impl Job {
         }
         match &vertex.op {
             pb::op::Op::File(op) => self.file_key(vertex, op).await,
+            pb::op::Op::Build(op) => self.build_key(vertex, op).await,
+            pb::op::Op::Exec(op) => {
+                let inputs = try_join_all((0..vertex.inputs.len()).map(|at| async move {
+                    match self.content_input_key(vertex, op, at).await? {
+                        Some(key) => Ok(key),
+                        None => self.key(&vertex.inputs[at].vertex).await,
+                    }
+                }))
+                .await?;
+                Ok(definition_key(vertex, &inputs))
+            }
             _ => {
                 let inputs =
                     try_join_all(vertex.inputs.iter().map(|edge| self.key(&edge.vertex))).await?;
@@ -374,6 +420,11 @@ impl Job {
         source: &pb::SourceOp,
     ) -> Result<(Snapshot, Vec<Digest>)> {
         let failed = |cause: Cause| SolveError::from(cause).at(|| vertex.failed());
+        if source.identifier.starts_with("oci-layout://") {
+            let image = self.layout(vertex, source).await;
+            let image = image.map_err(|error| error.at(|| vertex.failed()))?;
+            return Ok((image.snapshot.clone(), image.diff_ids.clone()));
+        }
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
             return Err(failed(Cause::Unsupported(format!("the source {}", source.identifier))));
         };
@@ -388,8 +439,21 @@ impl Job {
             _ => Lookup::StoreFirst,
         };
         let found = self.image_snapshot(&reference, &platform, lookup).await;
-        let (image, snapshot) = found.map_err(|error| error.at(|| vertex.failed()))?;
-        Ok((snapshot, image.parsed.rootfs.diff_ids.clone()))
+        let (image, mut snapshot) = found.map_err(|error| error.at(|| vertex.failed()))?;
+        if let Some(wanted) = source.attrs.get("image.checksum").filter(|text| !text.is_empty())
+            && *wanted != image.target.digest.to_string()
+        {
+            return Err(failed(Cause::Invalid(format!(
+                "image {reference}: expected checksum {wanted}, got {}",
+                image.target.digest
+            ))));
+        }
+        let mut diff_ids = image.parsed.rootfs.diff_ids.clone();
+        if let Some(limit) = layout::layer_limit(source, "image.layerlimit")? {
+            snapshot.layers.truncate(limit);
+            diff_ids.truncate(limit);
+        }
+        Ok((snapshot, diff_ids))
     }
 
     /// Finds an image and its file system; layers that are not here are fetched by [`provide`](Self::provide).
@@ -524,11 +588,21 @@ impl Job {
                 let layer = blocking::run(adopt).await?;
                 return Ok(vec![Snapshot { layers: vec![layer] }]);
             }
+            pb::op::Op::Source(source) if !is_layered(source) => {
+                return self.outside_results(vertex, source).await;
+            }
             pb::op::Op::Source(source) => {
                 let announced = self.start(vertex);
-                let image = self.image(vertex, source).await.map(|(snapshot, _)| vec![snapshot]);
+                let image = match self.image(vertex, source).await {
+                    Ok((snapshot, _)) => {
+                        self.provide_layout(vertex, source).await.map(|()| vec![snapshot])
+                    }
+                    Err(error) => Err(error),
+                };
                 return self.end(vertex, announced, image);
             }
+            pb::op::Op::Build(op) => return self.build_results(vertex, op).await,
+            pb::op::Op::Passthrough(op) => return self.passthrough(vertex, op).await,
             pb::op::Op::Merge(op) => {
                 let parts = self.input_results(vertex).await?;
                 let announced = self.start(vertex);
@@ -536,8 +610,10 @@ impl Job {
             }
             pb::op::Op::Diff(op) => {
                 let parts = self.input_results(vertex).await?;
-                let announced = self.start(vertex);
-                return self.end(vertex, announced, diff(op, &parts));
+                if let Some(snapshot) = tail(op, &parts) {
+                    let announced = self.start(vertex);
+                    return self.end(vertex, announced, Ok(vec![snapshot]));
+                }
             }
             _ => {}
         }
@@ -609,7 +685,23 @@ impl Job {
     async fn execute(&self, vertex: &Arc<Vertex>, inputs: Vec<Snapshot>) -> Result<Vec<Snapshot>> {
         match &vertex.op {
             pb::op::Op::Exec(op) => {
-                exec::run(&self.0.worker, &self.0.progress, vertex, op, &inputs).await
+                self.reset_caches(vertex, op).await?;
+                let keys = self.exec_bases(vertex).await?;
+                let step = exec::Step {
+                    worker: &self.0.worker,
+                    services: &self.0.services,
+                    progress: &self.0.progress,
+                    vertex,
+                    inputs: &inputs,
+                    keys: &keys,
+                };
+                exec::run(&step, op).await
+            }
+            pb::op::Op::Diff(op) => {
+                let (lower, upper) = sides(op, &inputs);
+                let (store, name) = (self.store().clone(), vertex.name.clone());
+                let made = blocking::run(move || diff::between(&store, &lower, &upper, &name));
+                Ok(vec![made.await?])
             }
             pb::op::Op::File(op) => {
                 let locals = join_all(vertex.inputs.iter().map(|edge| async move {
@@ -714,7 +806,7 @@ pub(crate) fn now() -> i64 {
 }
 
 /// Keys of different kinds of steps never meet; the number is raised when what a kind of step does changes.
-fn tagged(kind: &[u8]) -> Sha256 {
+pub(crate) fn tagged(kind: &[u8]) -> Sha256 {
     let mut hash = Sha256::new();
     hash.update(b"slipway 1 ");
     hash.update(kind);
@@ -726,11 +818,7 @@ fn tagged(kind: &[u8]) -> Sha256 {
 fn definition_key(vertex: &Vertex, inputs: &[ResultKey]) -> ResultKey {
     let (tag, op): (&[u8], Vec<u8>) = match &vertex.op {
         pb::op::Op::Exec(op) => {
-            // A proxy changes how bytes arrive, not which.
-            let mut op = op.clone();
-            if let Some(meta) = &mut op.meta {
-                meta.proxy_env = None;
-            }
+            let op = exec::keyed(op);
             let platform = vertex.platform.clone().unwrap_or_else(Platform::host).to_string();
             (b"exec", [platform.as_bytes(), &[0], &encode(&op)].concat())
         }
@@ -766,20 +854,22 @@ fn merge(op: &pb::MergeOp, parts: &[Snapshot]) -> Result<Vec<Snapshot>> {
     Ok(vec![Snapshot { layers }])
 }
 
-/// Takes what one file system has on top of another.
-fn diff(op: &pb::DiffOp, parts: &[Snapshot]) -> Result<Vec<Snapshot>> {
+/// Returns the two file systems that a difference is between.
+fn sides(op: &pb::DiffOp, parts: &[Snapshot]) -> (Snapshot, Snapshot) {
     let side = |input: Option<i64>| -> Snapshot {
         input
             .and_then(|i| usize::try_from(i).ok())
             .and_then(|i| parts.get(i).cloned())
             .unwrap_or_default()
     };
-    let lower = side(op.lower.as_ref().map(|side| side.input));
-    let upper = side(op.upper.as_ref().map(|side| side.input));
-    match upper.layers.strip_prefix(lower.layers.as_slice()) {
-        Some(rest) => Ok(vec![Snapshot { layers: rest.to_vec() }]),
-        None => Err(Cause::Unsupported("a diff of unrelated file systems".into()).into()),
-    }
+    (side(op.lower.as_ref().map(|side| side.input)), side(op.upper.as_ref().map(|side| side.input)))
+}
+
+/// Takes what one file system has on top of another, where it was made on top of it.
+fn tail(op: &pb::DiffOp, parts: &[Snapshot]) -> Option<Snapshot> {
+    let (lower, upper) = sides(op, parts);
+    let rest = upper.layers.strip_prefix(lower.layers.as_slice())?;
+    Some(Snapshot { layers: rest.to_vec() })
 }
 
 /// Which inputs a file operation changes and which it only reads.

@@ -6,6 +6,7 @@
 //!
 //! Key and result of a vertex are each computed once, whoever asks; a step that several platforms share runs once.
 
+pub mod capability;
 pub mod client;
 mod deep;
 pub mod emulation;
@@ -17,8 +18,9 @@ pub mod job;
 mod operation;
 pub mod source;
 
-pub use client::{LocalFiles, LocalFolders, LocalRequest};
+pub use client::{Entitlements, LocalFiles, LocalFolders, LocalRequest, Services};
 pub use error::{Cause, FailedVertex, SolveError};
+pub use glob::matches as glob_matches;
 pub use job::{Job, Worker};
 pub use operation::exec::StepFolders;
 

@@ -134,6 +134,8 @@ impl Scratch {
             resolv_conf: None,
             platform: Platform::host(),
             tty: false,
+            secret_env: vec![],
+            limits: Default::default(),
         }
     }
 

@@ -7,7 +7,8 @@
 //! - [`Manifest`], [`Index`] and [`ImageConfig`] are the documents of an image;
 //! - [`llb`] is the build graph that frontends write and the solver reads;
 //! - [`progress`] is what a build tells its caller while it runs;
-//! - [`pattern`] matches paths as `.dockerignore` does.
+//! - [`pattern`] matches paths as `.dockerignore` does;
+//! - `wire`, with the feature `grpc`, has the gRPC services of a build daemon and its clients.
 
 pub mod descriptor;
 pub mod digest;
@@ -20,6 +21,8 @@ pub mod platform;
 pub mod progress;
 pub mod reference;
 pub mod timestamp;
+#[cfg(feature = "grpc")]
+pub mod wire;
 
 pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError, Hasher};

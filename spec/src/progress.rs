@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::Digest;
+use crate::llb::pb;
 
 /// One event; events of one vertex come in order.
 #[derive(Clone, Debug)]
@@ -48,8 +49,8 @@ pub enum ProgressEvent {
     },
     /// Something worth mending that does not stop the build.
     Warning {
-        /// The text.
-        text: Arc<str>,
+        /// What is said, and where.
+        warning: Arc<Warning>,
     },
     /// The vertex has its result.
     Done {
@@ -68,6 +69,25 @@ pub enum ProgressEvent {
         /// Which vertex.
         vertex: Digest,
     },
+}
+
+/// Something worth mending, with what clients show of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Warning {
+    /// The vertex that it belongs to, such as the one that loads the Dockerfile.
+    pub vertex: Option<Digest>,
+    /// How urgent it is; what is found in a Dockerfile has level 1.
+    pub level: u32,
+    /// One line.
+    pub short: String,
+    /// More lines, shown to who asks for them.
+    pub detail: Vec<String>,
+    /// Where to read more; may be empty.
+    pub url: String,
+    /// The file that it is about.
+    pub source: Option<pb::SourceInfo>,
+    /// The lines of that file.
+    pub ranges: Vec<pb::Range>,
 }
 
 /// Which output of a process.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::layer::{self, ApplyOptions, compression};
+use crate::layer::{self, ApplyOptions, LayerStack, compression};
 use crate::snapshot::layer_error;
 use crate::tree::scan::open_regular;
 
@@ -30,7 +30,10 @@ pub fn unpack(store: &Store, path: &Path) -> Result<Option<PathBuf>> {
         .at("set the mode of", &folder)?;
     let file = BufReader::with_capacity(256 * 1024, open_regular(path)?);
     let mut reader = compression::decoder(Box::new(file)).context(failed)?;
-    let options = ApplyOptions { overlay: store.overlay(), ..ApplyOptions::default() };
+    // Nothing lies below: folders that the archive does not list are made.
+    let lower = LayerStack::empty();
+    let options =
+        ApplyOptions { overlay: store.overlay(), lower: Some(&lower), ..ApplyOptions::default() };
     match layer::apply(&mut reader, &folder, &options).map_err(|error| layer_error(failed(), error))
     {
         Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {

@@ -14,6 +14,7 @@ use slipway_spec::{Descriptor, Digest};
 
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::folder::{disk_usage, remove_tree};
+use crate::kept::KeptKind;
 use crate::lease::{now_nanos, oldest_living};
 use crate::metadata::USED_PRECISION;
 use crate::snapshot::LayerId;
@@ -60,7 +61,7 @@ pub struct Usage {
 pub struct UsageItem {
     /// What it is called here.
     pub id: String,
-    /// `layer` or `blob`.
+    /// `layer`, `blob`, `cache-mount` or `git`.
     pub kind: String,
     /// Its size in bytes.
     pub bytes: u64,
@@ -181,6 +182,20 @@ impl Store {
                 used,
             });
         }
+        for item in self.kept()? {
+            let (kind, what) = match item.kind {
+                KeptKind::Cache => ("cache-mount", "cache mount"),
+                KeptKind::Git => ("git", "clone of"),
+            };
+            usage.items.push(UsageItem {
+                id: item.path,
+                kind: kind.into(),
+                bytes: item.bytes,
+                description: format!("{what} {}", item.name),
+                reclaimable: !item.busy,
+                used: item.used,
+            });
+        }
         usage.reclaimable_bytes =
             usage.items.iter().filter(|item| item.reclaimable).map(|item| item.bytes).sum();
         Ok(usage)
@@ -277,6 +292,9 @@ impl Store {
         self.doom_litter(&mut doomed)?;
         if options.all {
             self.forget_digests(cutoff)?;
+            self.forget_downloads(cutoff)?;
+            // Locks tell who uses one, whatever lives.
+            pruned.bytes += self.prune_kept(aged.min(began))?.1;
         }
         for path in doomed {
             pruned.bytes += remove(&path)?;

@@ -8,6 +8,7 @@
 //!     blobs/sha256/<hex>      committed content, never changed
 //!   layers/<id>/fs/           unpacked layers, one folder each, in overlayfs form
 //!   digests/<hash>            remembered digests of build contexts
+//!   kept/                     cache mounts, git repositories, what is known of downloads: see `kept`
 //!   stub/                     empty mount points for sandboxes
 //!   tmp/<pid>-<n>-<start>/    unfinished work of one process, with a lock that lives as long as the process
 //!   sweep                     a lock: shared while a blob gets its name and row, exclusive while the collector removes
@@ -21,10 +22,12 @@
 pub mod archive;
 pub mod blocking;
 pub mod content;
+pub mod download;
 pub mod error;
 mod folder;
 pub mod gc;
 pub mod image;
+pub mod kept;
 pub mod layer;
 pub mod layout;
 mod lease;
@@ -109,7 +112,7 @@ impl Store {
             .create(&root)
             .at("create the state folder", &root)?;
         // A folder that was lost is made again: what was in it is found missing where it is needed.
-        for folder in ["content/blobs/sha256", "layers", "digests", "tmp", "stub"] {
+        for folder in ["content/blobs/sha256", "layers", "digests", "kept", "tmp", "stub"] {
             let path = root.join(folder);
             if !path.is_dir() {
                 fs::create_dir_all(&path).at("create", &path)?;

@@ -27,9 +27,11 @@ mod manifest;
 mod push;
 mod retry;
 mod scope;
+mod size;
 mod tls;
 mod transport;
 mod url;
+pub mod web;
 
 #[cfg(test)]
 mod scripted;

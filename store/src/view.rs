@@ -57,6 +57,12 @@ impl View {
         Self { trees: vec![tree], ..Self::default() }
     }
 
+    /// Continues with changes that were made before to the same layers.
+    #[must_use]
+    pub fn with_changes(self, changes: Tree) -> Self {
+        Self { top: changes, ..self }
+    }
+
     /// Returns what was changed, as a layer.
     pub fn into_changes(self) -> Tree {
         self.top
@@ -69,6 +75,8 @@ impl View {
     pub fn flatten(&self) -> Result<Tree> {
         if let ([only], true, true) =
             (self.trees.as_slice(), self.top.is_empty(), self.stack.is_empty())
+            // What hides something lower cannot itself be seen.
+            && !only.iter().any(|(_, entry)| entry.kind == Kind::Whiteout)
         {
             return Ok(Tree::clone(only));
         }

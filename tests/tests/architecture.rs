@@ -24,7 +24,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "slipway-store",
         ],
     ),
-    ("slipway-cli", &["slipway-engine", "slipway-spec"]),
+    ("slipway-daemon", &["slipway-engine", "slipway-spec"]),
+    ("slipway-cli", &["slipway-daemon", "slipway-engine", "slipway-spec"]),
     // The tests know the program from outside only.
     ("slipway-tests", &[]),
 ];

@@ -6,6 +6,8 @@ use clap::{Args, ValueEnum};
 use slipway_spec::ImageReference;
 
 use super::annotation::{Annotation, annotation};
+use super::call::{Call, call};
+use super::step::StepArgs;
 use super::unsupported::UnsupportedArgs;
 use super::value::{KeyValue, PlatformList, boolean, key_value, platform_list, reference};
 use crate::output::{OutputSpec, parse_output};
@@ -71,9 +73,21 @@ pub(crate) struct BuildArgs {
     /// Write what is known about the result to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
+    /// Ask about the Dockerfile instead of building it: check, outline, targets
+    ///
+    /// With format=json the answer is JSON; with ignorestatus=true findings are no failure.
+    #[arg(long, alias = "print", value_name = "METHOD", value_parser = call)]
+    pub(crate) call: Option<Call>,
+    /// Look for what could be better in the Dockerfile; the same as --call=check
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+        hide_default_value = true, value_name = "BOOL", value_parser = boolean)]
+    pub(crate) check: bool,
     /// Network of RUN: default, host or none
     #[arg(long, value_name = "MODE", default_value = "default", hide_default_value = true)]
     pub(crate) network: String,
+    /// What the processes of RUN are given and may use.
+    #[command(flatten)]
+    pub(crate) steps: StepArgs,
     /// Flags that other builders know.
     #[command(flatten)]
     pub(crate) unsupported: UnsupportedArgs,

@@ -1,5 +1,7 @@
 //! `slipway build`.
 
+pub(crate) mod call;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +9,8 @@ use slipway_spec::{ImageReference, Platform};
 
 use super::Context;
 use crate::args::build::{BuildArgs, ProgressMode};
+use crate::args::call::Call;
+use crate::args::step::StepPlan;
 use crate::args::value::{join_platforms, with_empty, with_environment};
 use crate::failure::Failure;
 use crate::metadata_file::{BuildMetadata, clear_iidfile, write_iidfile, write_metadata};
@@ -68,7 +72,11 @@ pub(crate) struct BuildPlan {
     pub(crate) pull: bool,
     /// The network of `RUN`.
     pub(crate) network: BuildNetwork,
-    /// Where the result goes; never empty.
+    /// What is asked instead of a build.
+    pub(crate) call: Option<Call>,
+    /// What the processes of `RUN` are given and may use.
+    pub(crate) steps: StepPlan,
+    /// Where the result goes; empty only when nothing is built.
     pub(crate) outputs: Vec<OutputSpec>,
     /// How progress is shown.
     pub(crate) progress: ProgressMode,
@@ -93,16 +101,21 @@ pub(crate) fn plan(args: &BuildArgs, context: &Context) -> Result<BuildPlan, Fai
     }
     let folder = context_folder(&args.context)?;
     let (dockerfile, dockerfile_name) = dockerfile(args.file.as_deref(), &folder)?;
-    let outputs = resolve_outputs(
-        &args.outputs,
-        OutputFlags {
-            push: args.push,
-            load: args.load,
-            tags: &args.tags,
-            annotations: &args.annotations,
-            stdout_is_terminal: context.printer.terminals.stdout,
-        },
-    )?;
+    let call = if args.check { Some(Call::check()) } else { args.call.clone() };
+    let call = call.filter(|call| call.name != "build");
+    let outputs = match &call {
+        Some(_) => vec![],
+        None => resolve_outputs(
+            &args.outputs,
+            OutputFlags {
+                push: args.push,
+                load: args.load,
+                tags: &args.tags,
+                annotations: &args.annotations,
+                stdout_is_terminal: context.printer.terminals.stdout,
+            },
+        )?,
+    };
     if args.iidfile.is_some()
         && let Some(files) =
             outputs.iter().find(|o| matches!(o.kind, OutputKind::Local | OutputKind::Tar))
@@ -135,7 +148,9 @@ pub(crate) fn plan(args: &BuildArgs, context: &Context) -> Result<BuildPlan, Fai
         },
         pull: args.pull,
         network: network(&args.network)?,
+        steps: args.steps.plan()?,
         progress: progress(args.progress, args.quiet)?,
+        call,
         print_id: args.quiet && !outputs.iter().any(OutputSpec::uses_stdout),
         outputs,
         iidfile: args.iidfile.clone(),
@@ -345,7 +360,7 @@ mod tests {
         let case = Case::new(&[]);
         let file = case.path("Dockerfile");
         for (words, message) in [
-            (&["--secret", "id=x"][..], "not supported yet: --secret"),
+            (&["--policy", "x"][..], "not supported yet: --policy"),
             (&["--network", "mine"], "not supported yet: --network mine"),
             (&["-q", "--progress", "plain"], "contradict"),
             (&["--iidfile", "x", "-o", "out"], "type=local"),

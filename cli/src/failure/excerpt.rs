@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
+use slipway_spec::llb::pb;
+
 use crate::printer::text::clean;
 
 const RULE: &str = "--------------------";
@@ -12,6 +14,35 @@ const RULE: &str = "--------------------";
 /// Two lines of context surround a single line and one surrounds a longer instruction; at the edges of the file the
 /// other side gets more.
 pub(crate) fn source_excerpt(file: &str, source: &str, marked: RangeInclusive<usize>) -> String {
+    let first = (*marked.start()).max(1);
+    let lines = first..=(*marked.end()).max(first);
+    excerpt(file, source, marked, |line| lines.contains(&line))
+}
+
+/// Shows the lines of these ranges as [`source_excerpt`] does; nothing when there are none, or not in this file.
+pub(crate) fn ranges_excerpt(file: &str, source: &str, ranges: &[pb::Range]) -> String {
+    let line = |position: &Option<pb::Position>| {
+        position.as_ref().and_then(|position| usize::try_from(position.line).ok()).unwrap_or(0)
+    };
+    let lines: Vec<_> = ranges
+        .iter()
+        .map(|range| (line(&range.start), line(&range.end).max(line(&range.start))))
+        .collect();
+    let first = lines.iter().map(|(first, _)| *first).min().unwrap_or(0);
+    let last = lines.iter().map(|(_, last)| *last).max().unwrap_or(0);
+    if first == 0 || first > source.lines().count() {
+        return String::new();
+    }
+    let marked = |number| lines.iter().any(|(first, last)| (*first..=*last).contains(&number));
+    excerpt(file, source, first..=last, marked)
+}
+
+fn excerpt(
+    file: &str,
+    source: &str,
+    marked: RangeInclusive<usize>,
+    is_marked: impl Fn(usize) -> bool,
+) -> String {
     let lines: Vec<&str> = source.lines().collect();
     let first = (*marked.start()).max(1);
     let last = (*marked.end()).max(first);
@@ -30,7 +61,7 @@ pub(crate) fn source_excerpt(file: &str, source: &str, marked: RangeInclusive<us
     }
     let mut text = format!("{}:{first}\n{RULE}\n", clean(file));
     for number in from..=to {
-        let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
+        let mark = if is_marked(number) { ">>>" } else { "   " };
         let line = lines.get(number - 1).map_or_else(String::new, |line| clean(line));
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{}", format!(" {number:>3} | {mark} {line}").trim_end());

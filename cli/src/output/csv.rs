@@ -3,7 +3,7 @@
 /// Splits a record into its fields.
 ///
 /// A field that begins with a quote ends with one, and holds two for each that is meant.
-pub(super) fn fields(record: &str) -> Result<Vec<String>, &'static str> {
+pub(crate) fn fields(record: &str) -> Result<Vec<String>, &'static str> {
     let mut fields = vec![];
     let mut rest = record;
     loop {

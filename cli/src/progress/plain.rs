@@ -8,6 +8,7 @@ use slipway_spec::progress::ProgressEvent;
 
 use super::trace::{Outcome, Part, Step, Trace};
 use super::{Ended, Pace, Renderer, list_warnings, repeat_failed, seconds};
+use crate::printer::text::clean;
 
 /// A running step keeps the stage for this long after it got it or last said something.
 const STAY: Duration = Duration::from_secs(5);
@@ -28,6 +29,8 @@ const REPEATED_LINES: usize = 10;
 pub(super) struct Plain {
     out: Box<dyn Write + Send>,
     color: bool,
+    /// Whether warnings are told with everything that is known of them.
+    expand: bool,
     trace: Trace,
     shown: Vec<Shown>,
     /// The step that wrote last.
@@ -61,9 +64,9 @@ struct ShownPart {
 }
 
 impl Plain {
-    pub(super) fn new(out: Box<dyn Write + Send>, color: bool) -> Self {
+    pub(super) fn new(out: Box<dyn Write + Send>, color: bool, expand: bool) -> Self {
         let trace = Trace::default();
-        Self { out, color, trace, shown: vec![], stage: None, ended: vec![], numbered: 0 }
+        Self { out, color, expand, trace, shown: vec![], stage: None, ended: vec![], numbered: 0 }
     }
 
     fn flush(&mut self, now: Duration) -> io::Result<()> {
@@ -199,7 +202,7 @@ impl Plain {
             }
         }
         repeat_failed(&mut self.out, &self.trace, REPEATED_LINES)?;
-        list_warnings(&mut self.out, self.trace.warnings(), self.color)
+        list_warnings(&mut self.out, self.trace.warnings(), self.expand, self.color)
     }
 }
 
@@ -236,7 +239,14 @@ fn log_text(line: &super::trace::LogLine) -> String {
 impl Renderer for Plain {
     fn event(&mut self, at: Duration, event: &ProgressEvent) {
         if let Some(change) = self.trace.apply(at, event) {
-            self.note(change.step, at, change.lines.into_iter().map(|line| log_text(&line)));
+            let warning = match event {
+                ProgressEvent::Warning { warning } => {
+                    Some(format!("WARN: {}", clean(&warning.short)))
+                }
+                _ => None,
+            };
+            let lines = change.lines.into_iter().map(|line| log_text(&line));
+            self.note(change.step, at, warning.into_iter().chain(lines));
         }
     }
 
@@ -263,7 +273,7 @@ mod tests {
     /// Plays events at their times, in milliseconds, and returns what was written.
     fn play(events: &[(u64, ProgressEvent)], end: u64, ended: Ended) -> String {
         let buffer = Buffer::default();
-        let mut plain = Plain::new(Box::new(buffer.clone()), false);
+        let mut plain = Plain::new(Box::new(buffer.clone()), false, false);
         for (at, event) in events {
             plain.event(ms(*at), event);
             plain.tick(ms(*at));
@@ -362,7 +372,27 @@ mod tests {
             (5100, warning("w")),
         ];
         let written = play(&events, 6000, Ended::Success);
-        assert_eq!(written, "#1 a\n#1 ...\n\n#2 b\n#2 1.00 x\n\n 1 warning found:\n - w\n");
+        assert_eq!(
+            written,
+            "#1 a\n#1 ...\n\n#2 b\n#2 1.00 x\n\n 1 warning found (use slipway --debug to expand):\n - w\n"
+        );
+    }
+
+    #[test]
+    fn warnings_stand_with_their_step_and_at_the_end() {
+        let warning = slipway_spec::progress::Warning {
+            vertex: Some(vertex("a")),
+            short: "mend this".into(),
+            ..Default::default()
+        };
+        let event = ProgressEvent::Warning { warning: warning.into() };
+        // Told twice, as by two platforms, it is shown once.
+        let events = [(0, started("a")), (100, event.clone()), (100, event), (200, done("a"))];
+        let written = play(&events, 300, Ended::Success);
+        assert_eq!(
+            written,
+            "#1 a\n#1 WARN: mend this\n#1 DONE 0.2s\n\n 1 warning found (use slipway --debug to expand):\n - mend this\n"
+        );
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
-use slipway_spec::progress::{ProgressEvent, Stream};
+use slipway_spec::llb::pb;
+use slipway_spec::progress::{ProgressEvent, Stream, Warning};
 
 use super::trace::{Outcome, Part, Trace};
 use super::{Ended, Pace, Renderer};
@@ -83,15 +84,43 @@ impl RawJson {
     }
 }
 
+/// Writes a warning as BuildKit's clients do; texts are bytes in its messages.
+fn json_warning(warning: &Warning) -> Value {
+    let mut json = Map::new();
+    let vertex = warning.vertex.as_ref().map(ToString::to_string).unwrap_or_default();
+    json.insert("vertex".into(), vertex.into());
+    json.insert("level".into(), warning.level.into());
+    json.insert("short".into(), STANDARD.encode(&warning.short).into());
+    if !warning.detail.is_empty() {
+        let lines = warning.detail.iter().map(|line| STANDARD.encode(line));
+        json.insert("detail".into(), lines.collect::<Vec<_>>().into());
+    }
+    if !warning.url.is_empty() {
+        json.insert("url".into(), warning.url.as_str().into());
+    }
+    if let Some(source) = &warning.source {
+        let info = json!({
+            "filename": source.filename,
+            "data": STANDARD.encode(&source.data),
+            "language": source.language,
+        });
+        json.insert("sourceInfo".into(), info);
+    }
+    if !warning.ranges.is_empty() {
+        let line = |position: &Option<pb::Position>| json!({ "line": position.as_ref().map_or(0, |p| p.line) });
+        let ranges = warning.ranges.iter();
+        let ranges =
+            ranges.map(|range| json!({ "start": line(&range.start), "end": line(&range.end) }));
+        json.insert("range".into(), ranges.collect::<Vec<_>>().into());
+    }
+    Value::Object(json)
+}
+
 impl Renderer for RawJson {
     fn event(&mut self, at: Duration, event: &ProgressEvent) {
         let change = self.trace.apply(at, event);
         match event {
-            ProgressEvent::Warning { text } => {
-                // Texts of warnings are bytes in BuildKit's messages.
-                let short = STANDARD.encode(text.as_bytes());
-                self.warnings.push(json!({ "vertex": "", "level": 1, "short": short }));
-            }
+            ProgressEvent::Warning { warning } => self.warnings.push(json_warning(warning)),
             ProgressEvent::Log { vertex, stream, data } => {
                 let stream = match stream {
                     Stream::Stdout => 1,

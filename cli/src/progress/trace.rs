@@ -1,10 +1,11 @@
 //! What is known of the steps of a build, from the events so far.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use slipway_spec::Digest;
-use slipway_spec::progress::{ProgressEvent, Stream};
+use slipway_spec::progress::{ProgressEvent, Stream, Warning};
 
 use crate::printer::size::steady;
 use crate::printer::text::{clean, clean_bytes};
@@ -37,6 +38,8 @@ pub(super) struct Step {
     pub(super) ended: Option<(Duration, Outcome)>,
     pub(super) parts: Vec<Part>,
     pub(super) log: Log,
+    /// What is worth mending in it, one line each.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Step {
@@ -195,7 +198,7 @@ pub(super) struct Change {
 pub(super) struct Trace {
     steps: Vec<Step>,
     by_digest: HashMap<Digest, usize>,
-    warnings: Vec<String>,
+    warnings: Vec<Arc<Warning>>,
 }
 
 impl Trace {
@@ -205,20 +208,14 @@ impl Trace {
     }
 
     /// Returns the warnings, each once: several platforms often warn of the same line.
-    pub(super) fn warnings(&self) -> &[String] {
+    pub(super) fn warnings(&self) -> &[Arc<Warning>] {
         &self.warnings
     }
 
     /// Takes an event. Returns `None` if it concerns no step.
     pub(super) fn apply(&mut self, at: Duration, event: &ProgressEvent) -> Option<Change> {
         let digest = match event {
-            ProgressEvent::Warning { text } => {
-                let text = clean(text);
-                if !self.warnings.contains(&text) {
-                    self.warnings.push(text);
-                }
-                return None;
-            }
+            ProgressEvent::Warning { warning } => return self.warn(warning),
             ProgressEvent::Started { vertex, .. }
             | ProgressEvent::Cached { vertex, .. }
             | ProgressEvent::Status { vertex, .. }
@@ -258,6 +255,22 @@ impl Trace {
         Some(Change { step: index, lines })
     }
 
+    /// Keeps a warning, unless the same was told before. Returns the step that it belongs to.
+    fn warn(&mut self, warning: &Arc<Warning>) -> Option<Change> {
+        let same = |known: &Arc<Warning>| {
+            known.short == warning.short
+                && known.ranges == warning.ranges
+                && known.url == warning.url
+        };
+        if self.warnings.iter().any(same) {
+            return None;
+        }
+        self.warnings.push(Arc::clone(warning));
+        let step = *self.by_digest.get(warning.vertex.as_ref()?)?;
+        self.steps[step].warnings.push(clean(&warning.short));
+        Some(Change { step, lines: vec![] })
+    }
+
     /// Ends what is unfinished: lines, and the steps that nobody will end any more.
     pub(super) fn close(&mut self, at: Duration, cancel: bool) -> Vec<Change> {
         let mut changes = vec![];
@@ -285,6 +298,7 @@ impl Trace {
             ended: None,
             parts: vec![],
             log: Log::default(),
+            warnings: vec![],
         });
         self.by_digest.insert(digest.clone(), index);
         index
@@ -405,7 +419,8 @@ mod tests {
         assert_eq!(trace.steps()[1].ended, Some((ms(3), Outcome::Cached)));
         trace.apply(ms(4), &warning("same"));
         trace.apply(ms(4), &warning("same"));
-        assert_eq!(trace.warnings(), ["same"]);
+        assert_eq!(trace.warnings().len(), 1);
+        assert_eq!(trace.warnings()[0].short, "same");
         trace.close(ms(9), true);
         assert_eq!(trace.steps()[0].ended, Some((ms(9), Outcome::Canceled)));
     }

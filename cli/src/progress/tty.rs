@@ -40,6 +40,8 @@ pub(super) struct Tty {
     phase: &'static str,
     label: String,
     color: bool,
+    /// Whether warnings are told with everything that is known of them.
+    expand: bool,
     log_rows: usize,
     trace: Trace,
     /// Rows of the drawing that stands on the screen.
@@ -85,6 +87,7 @@ impl Tty {
             phase: options.phase,
             label: options.label.clone(),
             color: options.color,
+            expand: options.expand_warnings,
             log_rows: options.log_rows,
             trace: Trace::default(),
             drawn: 0,
@@ -162,6 +165,10 @@ impl Tty {
             // A part that nobody ended ended with its step.
             let until = step.ended.as_ref().map_or(now, |(end, _)| *end);
             timed_row(&format!(" => => {}", part.text()), part.elapsed(until), screen, style)
+        }));
+        rows.extend(step.warnings.iter().map(|warning| Row {
+            text: fit(&format!(" => => WARN: {warning}"), screen.columns),
+            style: Style::Yellow,
         }));
         rows
     }
@@ -247,7 +254,9 @@ impl Renderer for Tty {
         let written = self
             .draw(now, true)
             .and_then(|()| repeat_failed(&mut self.out, &self.trace, usize::MAX))
-            .and_then(|()| list_warnings(&mut self.out, self.trace.warnings(), self.color))
+            .and_then(|()| {
+                list_warnings(&mut self.out, self.trace.warnings(), self.expand, self.color)
+            })
             .and_then(|()| self.out.flush());
         drop(written);
     }
@@ -279,6 +288,7 @@ mod tests {
                 phase: "Building",
                 label: "slipway".into(),
                 color,
+                expand_warnings: false,
                 log_rows: 6,
             };
             let tty = Tty::new(Box::new(buffer.clone()), &options, screen);

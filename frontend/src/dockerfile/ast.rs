@@ -23,6 +23,8 @@ pub(crate) struct Node {
     pub(crate) flags: Vec<String>,
     pub(crate) args: Args,
     pub(crate) heredocs: Vec<Heredoc>,
+    /// Comments above, without the `#`; an empty comment parts them from those before it.
+    pub(crate) comments: Vec<String>,
     pub(crate) lines: Lines,
 }
 
@@ -44,6 +46,8 @@ pub(crate) enum Args {
 pub(crate) struct Pair {
     pub(crate) key: String,
     pub(crate) value: String,
+    /// Whether a blank stands between them, as in the old form.
+    pub(crate) legacy: bool,
 }
 
 /// A here-document.

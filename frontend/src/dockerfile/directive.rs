@@ -75,6 +75,26 @@ pub(crate) fn detect_syntax(text: &str) -> Option<(String, u32)> {
     Some((json.get("syntax")?.as_str()?.into(), 1 + skipped))
 }
 
+/// Finds what the `check` directive says, up to the first blank.
+pub(crate) fn detect_check(text: &str) -> Option<String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let rest = match text.strip_prefix("#!") {
+        Some(shebang) => shebang.split_once('\n').map_or("", |(_, rest)| rest),
+        None => text,
+    };
+    let mut parser = DirectiveParser::default();
+    for line in rest.lines() {
+        match parser.line(line, "#") {
+            Ok(Some(directive)) if directive.key == "check" => {
+                return directive.value.split(' ').next().map(Into::into);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => break,
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@ use slipway_spec::llb::Lines;
 
 use super::ast::Ast;
 use super::instruction::{Command, From, Instruction, type_node};
+use super::lint::Linter;
 use super::problem::Problem;
 
 /// A checked file: what stands before the first `FROM`, and what follows.
@@ -18,19 +19,28 @@ pub(crate) struct Document {
 #[derive(Clone, Debug)]
 pub(crate) struct ParsedStage {
     pub(crate) from: From,
+    /// `FROM` as written.
+    pub(crate) keyword: String,
     pub(crate) code: String,
+    /// Comments above.
+    pub(crate) comments: Vec<String>,
     pub(crate) lines: Lines,
     pub(crate) commands: Vec<Command>,
 }
 
 impl Document {
     /// Types every instruction, of unused stages too, and returns everything that is wrong.
-    pub(crate) fn new(ast: &Ast) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn new(ast: &Ast, lint: &Linter) -> Result<Self, Vec<Problem>> {
         let mut document = Self { escape: ast.escape, globals: vec![], stages: vec![] };
         let mut problems = vec![];
         // After an instruction that could not be read, what stands before a stage cannot be judged.
         let mut judge_order = true;
+        lint.empty_continuations(&ast.empty_continuations);
         for node in &ast.nodes {
+            // What stands below a mistake is not looked at.
+            let silent = Linter::silent();
+            let lint = if problems.is_empty() { lint } else { &silent };
+            lint.node(node);
             let command = match type_node(node) {
                 Ok(command) => command,
                 Err(problem) => {
@@ -39,10 +49,13 @@ impl Document {
                     continue;
                 }
             };
+            lint.description(&command);
             match (&command.instruction, document.stages.last_mut()) {
                 (Instruction::From(from), _) => document.stages.push(ParsedStage {
                     from: from.clone(),
+                    keyword: command.keyword.clone(),
                     code: command.code.clone(),
+                    comments: command.comments.clone(),
                     lines: command.lines,
                     commands: vec![],
                 }),
@@ -60,6 +73,10 @@ impl Document {
         if problems.is_empty() && document.stages.is_empty() {
             problems.push(Problem::new("dockerfile contains no stages to build"));
         }
-        if problems.is_empty() { Ok(document) } else { Err(problems) }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        lint.document(&document);
+        Ok(document)
     }
 }

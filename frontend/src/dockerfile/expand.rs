@@ -55,6 +55,8 @@ pub(crate) struct Lexer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Expansion {
     pub(crate) text: String,
+    /// Names that were asked for and are set.
+    pub(crate) matched: BTreeSet<String>,
     /// Names that were asked for and not set.
     pub(crate) unmatched: BTreeSet<String>,
 }
@@ -75,29 +77,45 @@ impl Lexer {
 
     /// Expands text to one word; blanks are kept.
     pub(crate) fn word(&self, text: &str, env: &Env) -> Result<Expansion, String> {
-        let (text, _, unmatched) = self.process(text, env)?;
-        Ok(Expansion { text, unmatched })
+        let (expansion, outcome) = self.look_up(text, env);
+        outcome.map(|()| expansion)
+    }
+
+    /// As [`word`](Self::word), but tells which names were asked for also when the text is wrong further on.
+    pub(crate) fn look_up(&self, text: &str, env: &Env) -> (Expansion, Result<(), String>) {
+        let (outcome, matched, unmatched) = self.process(text, env);
+        let (text, outcome) = match outcome {
+            Ok((text, _)) => (text, Ok(())),
+            Err(reason) => (String::new(), Err(reason)),
+        };
+        (Expansion { text, matched, unmatched }, outcome)
     }
 
     /// Expands text and splits it at blanks outside quotes, those that come from variables included.
     pub(crate) fn words(&self, text: &str, env: &Env) -> Result<Vec<String>, String> {
-        self.process(text, env).map(|(_, words, _)| words)
+        self.process(text, env).0.map(|(_, words)| words)
     }
 
-    fn process(
-        &self,
-        text: &str,
-        env: &Env,
-    ) -> Result<(String, Vec<String>, BTreeSet<String>), String> {
+    fn process(&self, text: &str, env: &Env) -> Processed {
         let chars: Vec<char> = text.chars().collect();
-        let mut scan =
-            Scan { lexer: *self, chars: &chars, at: 0, env, unmatched: BTreeSet::new(), depth: 0 };
-        let (result, words) = scan
+        let mut scan = Scan {
+            lexer: *self,
+            chars: &chars,
+            at: 0,
+            env,
+            matched: BTreeSet::new(),
+            unmatched: BTreeSet::new(),
+            depth: 0,
+        };
+        let outcome = scan
             .until(None, self.raw_escapes)
-            .map_err(|reason| format!("failed to process {text:?}: {reason}"))?;
-        Ok((result, words, scan.unmatched))
+            .map_err(|reason| format!("failed to process {text:?}: {reason}"));
+        (outcome, scan.matched, scan.unmatched)
     }
 }
+
+/// The text and its words, then the names that are set and those that are not.
+type Processed = (Result<(String, Vec<String>), String>, BTreeSet<String>, BTreeSet<String>);
 
 #[derive(Default)]
 struct Words {
@@ -127,6 +145,7 @@ struct Scan<'a> {
     chars: &'a [char],
     at: usize,
     env: &'a Env,
+    matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
     depth: usize,
 }
@@ -323,9 +342,8 @@ impl Scan<'_> {
 
     fn lookup(&mut self, name: &str) -> Option<String> {
         let value = self.env.get(name).map(Into::into);
-        if value.is_none() {
-            self.unmatched.insert(name.into());
-        }
+        let names = if value.is_some() { &mut self.matched } else { &mut self.unmatched };
+        names.insert(name.into());
         value
     }
 

@@ -12,7 +12,8 @@ pub(crate) fn plain_list(list: &[String]) -> String {
     format!("[{}]", list.join(" "))
 }
 
-fn quoted(text: &str) -> String {
+/// Writes text in quotes as `%q` does.
+pub(crate) fn quoted(text: &str) -> String {
     let mut result = String::from('"');
     for c in text.chars() {
         match c {

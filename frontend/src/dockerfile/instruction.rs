@@ -1,12 +1,13 @@
 //! From nodes to typed instructions: names, flags and counts of arguments are checked, values are not yet expanded.
 
 use slipway_spec::Healthcheck;
-use slipway_spec::llb::Lines;
+use slipway_spec::llb::{Lines, pb};
 
 use super::ast::{Args, Heredoc, Node, Pair};
 use super::flags::{Flags, Kind};
 use super::go_format::parse_duration;
 use super::heredoc::parse_mark;
+use super::mount;
 use super::problem::{Problem, Result};
 use super::suggest::{suggest, with_suggestion};
 
@@ -15,8 +16,12 @@ use super::suggest::{suggest, with_suggestion};
 pub(crate) struct Command {
     /// The keyword in capitals.
     pub(crate) name: &'static str,
+    /// The keyword as written.
+    pub(crate) keyword: String,
     /// As written, on one line.
     pub(crate) code: String,
+    /// Comments above.
+    pub(crate) comments: Vec<String>,
     pub(crate) lines: Lines,
     pub(crate) instruction: Instruction,
 }
@@ -70,8 +75,18 @@ pub(crate) struct Run {
     pub(crate) command: CommandLine,
     pub(crate) heredocs: Vec<Heredoc>,
     pub(crate) network: String,
-    /// Flags that cannot be honoured yet.
-    pub(crate) unsupported: Vec<&'static str>,
+    /// Whether the process is to have all privileges.
+    pub(crate) insecure: bool,
+    pub(crate) mounts: Vec<MountFlag>,
+    pub(crate) devices: Vec<pb::CdiDevice>,
+}
+
+/// A `--mount` before its variables are expanded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MountFlag {
+    /// The stage, context or image that it names; may be empty.
+    pub(crate) from: String,
+    pub(crate) value: String,
 }
 
 /// `COPY` and `ADD`.
@@ -86,8 +101,11 @@ pub(crate) struct Copy {
     pub(crate) chown: String,
     pub(crate) chmod: String,
     pub(crate) exclude: Vec<String>,
-    /// Flags that cannot be honoured yet.
-    pub(crate) unsupported: Vec<&'static str>,
+    pub(crate) link: bool,
+    pub(crate) parents: bool,
+    pub(crate) keep_git_dir: Option<bool>,
+    pub(crate) checksum: String,
+    pub(crate) unpack: Option<bool>,
 }
 
 const NAMES: [&str; 18] = [
@@ -122,7 +140,9 @@ pub(crate) fn type_node(node: &Node) -> Result<Command> {
         };
         Ok(Command {
             name,
+            keyword: node.keyword.clone(),
             code: node.original.trim().to_owned(),
+            comments: node.comments.clone(),
             lines: node.lines,
             instruction: instruction(name, node)?,
         })
@@ -325,28 +345,20 @@ fn run(node: &Node) -> Result<Run> {
     if flags.is_given("security") && !matches!(security.as_str(), "sandbox" | "insecure") {
         return Err(Problem::new(format!("security {security:?} is not valid")));
     }
-    for mount in flags.list("mount") {
-        let from = mount
-            .split(',')
-            .filter_map(|field| field.split_once('='))
-            .find(|(key, _)| key.trim().eq_ignore_ascii_case("from"));
-        if from.is_some_and(|(_, value)| value.find('$').is_some_and(|at| at + 1 < value.len())) {
-            return Err(Problem::new(
-                "'from' doesn't support variable expansion, define alias stage instead",
-            ));
-        }
-    }
-    let mut unsupported = vec![];
-    if flags.is_given("mount") {
-        unsupported.push("--mount");
-    }
-    if security == "insecure" {
-        unsupported.push("--security=insecure");
-    }
-    if flags.is_given("device") {
-        unsupported.push("--device");
-    }
-    Ok(Run { command: command_line(node), heredocs: node.heredocs.clone(), network, unsupported })
+    let mounts = flags
+        .list("mount")
+        .into_iter()
+        .map(|value| Ok(MountFlag { from: mount::from(&value)?, value }))
+        .collect::<Result<_>>()?;
+    let devices = flags.list("device");
+    Ok(Run {
+        command: command_line(node),
+        heredocs: node.heredocs.clone(),
+        network,
+        insecure: security == "insecure",
+        mounts,
+        devices: devices.iter().map(|value| mount::parse_device(value)).collect::<Result<_>>()?,
+    })
 }
 
 fn copy(name: &'static str, node: &Node) -> Result<Copy> {
@@ -395,19 +407,7 @@ fn copy(name: &'static str, node: &Node) -> Result<Copy> {
             None => paths.push(source.clone()),
         }
     }
-    let mut unsupported = vec![];
-    // With --chmod, --link is without effect.
-    if flags.is_true("link") && flags.text("chmod").is_empty() {
-        unsupported.push("--link");
-    }
-    unsupported.extend(["--parents"].into_iter().filter(|_| flags.is_true("parents")));
-    for (flag, shown) in
-        [("keep-git-dir", "--keep-git-dir"), ("checksum", "--checksum"), ("unpack", "--unpack")]
-    {
-        if flags.is_given(flag) {
-            unsupported.push(shown);
-        }
-    }
+    let given = |flag: &str| flags.is_given(flag).then(|| flags.is_true(flag));
     Ok(Copy {
         add,
         sources: paths,
@@ -417,7 +417,11 @@ fn copy(name: &'static str, node: &Node) -> Result<Copy> {
         chown: flags.text("chown"),
         chmod: flags.text("chmod"),
         exclude: flags.list("exclude"),
-        unsupported,
+        link: flags.is_true("link"),
+        parents: flags.is_true("parents"),
+        keep_git_dir: given("keep-git-dir"),
+        checksum: flags.text("checksum"),
+        unpack: given("unpack"),
     })
 }
 

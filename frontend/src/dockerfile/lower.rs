@@ -3,20 +3,27 @@
 mod config;
 mod copy;
 mod expose;
+mod mount;
 mod name;
 mod run;
 mod signal;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use slipway_spec::llb::{Lines, Owner, State, VertexOptions, WhoIs};
 use slipway_spec::pattern::clean_path;
 use slipway_spec::{History, ImageConfig, Platform};
 
+use super::context::Loaded;
 use super::expand::{Env, Lexer};
-use super::instruction::Instruction;
+use super::instruction::{Command, Instruction};
+use super::lint::{Linter, UsedOnce};
+use super::outline::StageUses;
 use super::problem::{Problem, Result};
+use super::settings::go_bool;
 use super::stage::{Base, Plan, Stage, Step};
+
+pub(crate) use copy::http_source;
 
 /// What history entries are marked with.
 const COMMENT: &str = "buildkit.dockerfile.v0";
@@ -30,8 +37,30 @@ pub(crate) struct Lowered {
     pub(crate) state: State,
     pub(crate) config: ImageConfig,
     pub(crate) base_history_len: usize,
-    /// Paths of the context that some stage copies, `/` for all of it; empty when none does.
-    pub(crate) context_paths: BTreeSet<String>,
+    pub(crate) used: Used,
+    /// The config of the image at the bottom of the target, as it was found.
+    pub(crate) base_config: Option<ImageConfig>,
+    /// What a scanner is to look at beside the target.
+    pub(crate) scan_also: BTreeMap<String, State>,
+    /// What each stage uses of what the caller may give; empty for stages that were not lowered.
+    pub(crate) uses: Vec<StageUses>,
+}
+
+/// Which paths are used of what the client sends; `/` is all of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Used {
+    /// Of the build context; empty when nothing is.
+    pub(crate) context: BTreeSet<String>,
+    /// Of each stage that builds on no other; of use where a folder of the client is its base.
+    pub(crate) stages: Vec<BTreeSet<String>>,
+}
+
+impl Used {
+    /// Returns whether to lower once more, now that it is known what is used.
+    pub(crate) fn matters(&self, plan: &Plan<'_>) -> bool {
+        let local = |stage: &Stage| stage.context.as_ref().is_some_and(Loaded::is_local);
+        !self.context.is_empty() || plan.stages.iter().any(local)
+    }
 }
 
 /// What a stage leaves to those that build on it.
@@ -47,25 +76,36 @@ struct Outcome {
     /// Arguments declared so far, with what they were declared as.
     args: Vec<(String, Option<String>)>,
     base_history_len: usize,
+    /// Whether a stage of the file has said where it works.
+    workdir_set: bool,
 }
 
-/// Lowers every stage the target needs. `context` stands for the files to build from.
-pub(crate) fn lower(plan: &Plan<'_>, context: &State) -> Result<Lowered> {
-    let reachable = plan.reachable();
+/// Lowers every stage the target needs. `context` stands for the files to build from, and `known` says which paths are
+/// used, as far as that is known.
+pub(crate) fn lower(
+    plan: &Plan<'_>,
+    context: &State,
+    known: &Used,
+    lint: &Linter,
+) -> Result<Lowered> {
+    let reachable = plan.wanted();
     let mut outcomes: Vec<Option<Outcome>> = vec![None; plan.stages.len()];
-    // Images that are copied from need nothing of other stages, and others may need them.
-    let images = plan.stages.iter().enumerate().filter(|(_, stage)| stage.copied_image);
-    for (index, stage) in images {
-        if reachable[index] {
-            outcomes[index] = Some(start(plan, stage, &outcomes)?);
+    // Images that are copied from and named contexts need nothing of other stages, and others may need them.
+    let ready = |stage: &Stage| stage.copied_image || stage.base == Base::Replaced;
+    for (index, stage) in plan.stages.iter().enumerate() {
+        if reachable[index] && ready(stage) {
+            outcomes[index] = Some(start(plan, index, known, &outcomes)?);
         }
     }
-    let mut context_paths = BTreeSet::new();
+    let mut used =
+        Used { context: BTreeSet::new(), stages: vec![BTreeSet::new(); plan.stages.len()] };
+    let mut scan_also = BTreeMap::new();
+    let mut uses = vec![StageUses::default(); plan.stages.len()];
     for (index, stage) in plan.stages.iter().enumerate() {
-        if !reachable[index] || stage.copied_image {
+        if !reachable[index] || ready(stage) {
             continue;
         }
-        let begun = start(plan, stage, &outcomes)?;
+        let begun = start(plan, index, known, &outcomes)?;
         // An image without layers has no step, though progress counts one.
         let counter = usize::from(stage.image.as_ref().is_some_and(|image| !image.empty));
         let mut builder = Builder {
@@ -73,18 +113,33 @@ pub(crate) fn lower(plan: &Plan<'_>, context: &State) -> Result<Lowered> {
             stage,
             outcomes: &outcomes,
             context,
-            context_paths: &mut context_paths,
+            root: plan.root_of(index),
+            used: &mut used,
             out: begun,
             counter,
             in_trigger: false,
             cmd_set: false,
+            used_once: UsedOnce::default(),
+            uses: &mut uses[index],
+            lint: lint.clone(),
+            lines: stage.lines,
         };
         builder.prepare();
         for step in &stage.steps {
+            builder.lint = lint.under(&step.command.comments);
+            builder.lines = step.command.lines;
             builder.step(step).map_err(|problem| problem.at(step.command.lines))?;
+        }
+        if index != plan.target && builder.is_scanned("BUILDKIT_SBOM_SCAN_STAGE") {
+            scan_also.insert(stage.label.clone(), builder.out.state.clone());
+        }
+        if index == plan.target && builder.is_scanned("BUILDKIT_SBOM_SCAN_CONTEXT") {
+            scan_also.insert("context".into(), context.clone());
         }
         outcomes[index] = Some(builder.out);
     }
+    // All of the target is wanted.
+    used.stages[plan.root_of(plan.target)].insert("/".into());
     let Some(out) = outcomes.swap_remove(plan.target) else {
         return Err(Problem::new("the target stage was not built"));
     };
@@ -92,12 +147,37 @@ pub(crate) fn lower(plan: &Plan<'_>, context: &State) -> Result<Lowered> {
         state: out.state,
         config: finish(plan, out.config),
         base_history_len: out.base_history_len,
-        context_paths,
+        used,
+        base_config: base_config(plan, &plan.stages[plan.root_of(plan.target)]),
+        scan_also,
+        uses,
     })
 }
 
+fn base_config(plan: &Plan<'_>, root: &Stage) -> Option<ImageConfig> {
+    match (&root.image, &root.context) {
+        (Some(image), _) => Some(image.original.clone()),
+        // A context in place of a whole stage has no base.
+        (None, Some(context)) if root.base != Base::Replaced => {
+            let platform = root.platform.as_ref().unwrap_or(&plan.platform);
+            Some(context.original.clone().unwrap_or_else(|| empty_config(platform)))
+        }
+        (None, _) => None,
+    }
+}
+
 /// Gives a stage its base.
-fn start(plan: &Plan<'_>, stage: &Stage, outcomes: &[Option<Outcome>]) -> Result<Outcome> {
+fn start(
+    plan: &Plan<'_>,
+    index: usize,
+    known: &Used,
+    outcomes: &[Option<Outcome>],
+) -> Result<Outcome> {
+    let stage = &plan.stages[index];
+    let context_state = |context: &Loaded| {
+        let none = BTreeSet::new();
+        context.state(plan.settings, known.stages.get(index).unwrap_or(&none))
+    };
     let out = |state: State, config: ImageConfig, platform: Platform| Outcome {
         state,
         base_history_len: config.history.len(),
@@ -107,6 +187,7 @@ fn start(plan: &Plan<'_>, stage: &Stage, outcomes: &[Option<Outcome>]) -> Result
         cwd: "/".into(),
         user: String::new(),
         args: vec![],
+        workdir_set: false,
     };
     let begun = match stage.base {
         // Whatever --platform says, nothing is for the target.
@@ -118,6 +199,31 @@ fn start(plan: &Plan<'_>, stage: &Stage, outcomes: &[Option<Outcome>]) -> Result
             };
             out.config.config.on_build.clear();
             out
+        }
+        Base::Replaced => {
+            let Some(context) = &stage.context else {
+                return Err(Problem::new(format!("the context {} was not loaded", stage.label))
+                    .at(stage.lines));
+            };
+            let config = context.config.clone().unwrap_or_default();
+            let known = !config.os.is_empty() && !config.architecture.is_empty();
+            let platform = if known { config.platform() } else { plan.platform.clone() };
+            let mut begun = out(context_state(context), config, platform);
+            // What an image says of processes counts at once; nothing else is done with the stage.
+            for entry in &begun.config.config.env {
+                let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+                begun.env.set(key, value);
+            }
+            begun.cwd = join("/", &begun.config.config.working_dir);
+            begun
+        }
+        Base::Image if stage.context.is_some() => {
+            let platform = stage.platform.clone().unwrap_or_else(|| plan.platform.clone());
+            let context = stage.context.as_ref();
+            let config = context.and_then(|context| context.config.clone());
+            let config = config.unwrap_or_else(|| empty_config(&platform));
+            let state = context.map(context_state).unwrap_or_default();
+            out(state, config, platform)
         }
         Base::Image => {
             let Some(image) = &stage.image else {
@@ -202,7 +308,8 @@ fn finish(plan: &Plan<'_>, mut config: ImageConfig) -> ImageConfig {
         }
     }
     let platform = config.platform().normalized();
-    config.os = platform.os;
+    // Files that are no image have no platform.
+    config.os = if platform.os.is_empty() { "linux".into() } else { platform.os };
     config.architecture = platform.architecture;
     config.variant = platform.variant;
     config.created = None;
@@ -215,16 +322,38 @@ struct Builder<'a> {
     stage: &'a Stage,
     outcomes: &'a [Option<Outcome>],
     context: &'a State,
-    context_paths: &'a mut BTreeSet<String>,
+    /// The stage at the bottom of this one.
+    root: usize,
+    used: &'a mut Used,
     out: Outcome,
     /// Steps named so far.
     counter: usize,
     in_trigger: bool,
     /// Whether this stage has its own `CMD`.
     cmd_set: bool,
+    used_once: UsedOnce,
+    uses: &'a mut StageUses,
+    /// The linter for the instruction at hand, …
+    lint: Linter,
+    /// … and where it stands.
+    lines: Lines,
 }
 
 impl Builder<'_> {
+    /// Returns whether an argument names this stage, or all.
+    fn is_scanned(&self, name: &str) -> bool {
+        let declared =
+            self.out.args.iter().rev().find(|(key, value)| key == name && value.is_some());
+        let value = match declared {
+            Some((_, value)) => value.as_deref(),
+            None => self.plan.globals.get(name),
+        };
+        value.is_some_and(|value| match go_bool(value) {
+            Some(all) => all,
+            None => value.split(',').any(|stage| stage == self.stage.label),
+        })
+    }
+
     /// Applies the base's config to what instructions see.
     fn prepare(&mut self) {
         let config = &mut self.out.config.config;
@@ -247,25 +376,28 @@ impl Builder<'_> {
     fn step(&mut self, step: &Step) -> Result<()> {
         self.in_trigger = step.trigger;
         let command = &step.command;
+        self.lint.used_once(command, &mut self.used_once);
         match &command.instruction {
-            Instruction::Arg(declarations) => self.arg(declarations),
+            Instruction::Arg(declarations) => self.arg(declarations, command),
             Instruction::Cmd(line) => {
+                self.lint_shell(line.shell, command);
                 self.cmd(line);
                 Ok(())
             }
             Instruction::Copy(copy) => self.copy(copy, step),
             Instruction::Entrypoint(line) => {
+                self.lint_shell(line.shell, command);
                 self.entrypoint(line);
                 Ok(())
             }
-            Instruction::Env(pairs) => self.env(pairs),
+            Instruction::Env(pairs) => self.env(pairs, command),
             Instruction::Expose(ports) => self.expose(ports),
             Instruction::From(_) => Err(Problem::new("FROM cannot stand inside a stage")),
             Instruction::Healthcheck(check) => {
                 self.healthcheck(check);
                 Ok(())
             }
-            Instruction::Label(pairs) => self.label(pairs),
+            Instruction::Label(pairs) => self.label(pairs, command),
             Instruction::Maintainer(name) => {
                 self.out.config.author = Some(name.clone());
                 self.history(format!("MAINTAINER {name}"), false);
@@ -275,7 +407,7 @@ impl Builder<'_> {
                 self.out.config.config.on_build.push(trigger.clone());
                 Ok(())
             }
-            Instruction::Run(run) => self.run(run, command),
+            Instruction::Run(run) => self.run(run, step),
             Instruction::Shell(words) => {
                 self.out.config.config.shell.clone_from(words);
                 self.history(format!("SHELL {}", super::go_format::plain_list(words)), false);
@@ -296,8 +428,20 @@ impl Builder<'_> {
 
     /// Expands text to one word with what instructions see now.
     fn expand(&self, text: &str) -> Result<String> {
-        let expansion = Lexer::new(self.plan.escape).word(text, &self.out.env);
-        expansion.map(|expansion| expansion.text).map_err(Problem::new)
+        self.expand_with(Lexer::new(self.plan.escape), text)
+    }
+
+    fn expand_with(&self, lexer: Lexer, text: &str) -> Result<String> {
+        let (expansion, outcome) = lexer.look_up(text, &self.out.env);
+        let declared = self.out.args.iter().map(|(key, _)| key.as_str());
+        self.lint.undefined(&expansion.unmatched, &self.out.env, declared, self.lines);
+        outcome.map(|()| expansion.text).map_err(Problem::new)
+    }
+
+    fn lint_shell(&self, shell_form: bool, command: &Command) {
+        if shell_form && self.out.config.config.shell.is_empty() {
+            self.lint.shell_form(command);
+        }
     }
 
     fn expand_all(&self, texts: &[String]) -> Result<Vec<String>> {

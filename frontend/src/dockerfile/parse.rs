@@ -49,11 +49,14 @@ impl<'a> Parser<'a> {
         let mut nodes = vec![];
         let mut empty_continuations = vec![];
         let mut directives = DirectiveParser::default();
+        let mut comments = vec![];
         while let Some(line) = self.next_line()? {
             let first = self.number;
-            let line = trim_end(line).trim_start();
+            let written = trim_end(line);
+            let line = written.trim_start();
             let directive =
                 directives.line(line, "#").map_err(|problem| problem.at(self.here()))?;
+            let is_directive = directive.is_some();
             if let Some(directive) = directive.filter(|directive| directive.key == "escape") {
                 self.escape = match directive.value.as_str() {
                     "\\" => '\\',
@@ -66,6 +69,14 @@ impl<'a> Parser<'a> {
                 };
             }
             if line.starts_with('#') {
+                // As upstream does it, one character is cut off even if that is a blank before the mark.
+                let mut text = written.chars();
+                text.next();
+                match text.as_str().trim() {
+                    _ if is_directive => {}
+                    "" => comments.clear(),
+                    comment => comments.push(comment.to_owned()),
+                }
                 continue;
             }
             let (line, mut continues) = self.continuation(line);
@@ -100,6 +111,7 @@ impl<'a> Parser<'a> {
                 }
             }
             node.lines = Lines { first, last: self.number };
+            node.comments = std::mem::take(&mut comments);
             nodes.push(node);
         }
         if nodes.is_empty() {
@@ -146,6 +158,7 @@ impl<'a> Parser<'a> {
             flags,
             args,
             heredocs: vec![],
+            comments: vec![],
             lines: Lines { first: 0, last: 0 },
         })
     }
@@ -273,12 +286,15 @@ impl<'a> Parser<'a> {
             return Ok(vec![Pair {
                 key: key.into(),
                 value: value.trim_start_matches(is_blank).into(),
+                legacy: true,
             }]);
         }
         words
             .iter()
             .map(|word| match word.split_once('=') {
-                Some((key, value)) => Ok(Pair { key: key.into(), value: value.into() }),
+                Some((key, value)) => {
+                    Ok(Pair { key: key.into(), value: value.into(), legacy: false })
+                }
                 None => Err(Problem::new(format!(
                     "Syntax error - can't find = in {word:?}. Must be of the form: name=value"
                 ))),

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use slipway_spec::llb::Lines;
+use slipway_spec::llb::{Definition, Lines};
 
+use super::lint::Finding;
 use crate::{Diagnostic, Severity};
 
 /// What is wrong, and the lines if they are known.
@@ -56,6 +57,8 @@ impl Problem {
 pub(crate) struct FileText {
     pub(crate) name: String,
     pub(crate) text: Arc<str>,
+    /// The graph that it was read from.
+    pub(crate) origin: Option<Arc<Definition>>,
 }
 
 impl FileText {
@@ -67,10 +70,20 @@ impl FileText {
             spans: problem.lines.into_iter().map(Into::into).collect(),
             message: problem.message,
             hint: problem.hint,
+            origin: self.origin.clone(),
+            ..Diagnostic::default()
         }
     }
 
-    pub(crate) fn warning(&self, problem: Problem) -> Diagnostic {
-        Diagnostic { severity: Severity::Warning, ..self.error(problem) }
+    /// Says which rule is broken, and where.
+    pub(crate) fn warning(&self, finding: &Finding) -> Diagnostic {
+        let Finding { rule, message, lines } = finding;
+        let message = format!("{}: {message} (line {})", rule.name, lines.first);
+        Diagnostic {
+            severity: Severity::Warning,
+            detail: vec![rule.description.into()],
+            url: rule.url.into(),
+            ..self.error(Problem::new(message).at(*lines))
+        }
     }
 }

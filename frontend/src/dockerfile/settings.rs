@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use slipway_spec::Platform;
 use slipway_spec::llb::pb;
 
+use super::csv;
+use super::lint::{LintOptions, parse_options};
 use super::problem::{Problem, Result};
-use crate::{FrontendRequest, ResolveMode};
+use super::suggest::{suggest, with_suggestion};
+use crate::{CacheImport, FrontendRequest, ResolveMode, Scanner};
 
 /// What the request asks for.
 #[derive(Clone, Debug)]
@@ -32,8 +35,37 @@ pub(crate) struct Settings {
     pub(crate) extra_hosts: Vec<pb::HostIp>,
     pub(crate) ulimits: Vec<pb::Ulimit>,
     pub(crate) cgroup_parent: String,
+    /// What is asked instead of a build.
+    pub(crate) request_id: Option<String>,
+    /// Which rules count, whatever the file says.
+    pub(crate) lint: Option<LintOptions>,
     /// Bytes; 0 for the default.
     pub(crate) shm_size: i64,
+    pub(crate) resources: Option<pb::LinuxResources>,
+    /// What separates the cache mounts of this build from those of others; may be empty.
+    pub(crate) cache_namespace: String,
+    /// Whether the Dockerfile is sent by the client even if the context is not.
+    pub(crate) force_local_dockerfile: bool,
+    /// What the context's attribute says: where it is fetched from, or nothing of meaning.
+    pub(crate) remote_context: String,
+    /// The folder of a fetched context that counts.
+    pub(crate) context_subdir: Option<String>,
+    /// What `BUILDKIT_CONTEXT_KEEP_GIT_DIR` says.
+    pub(crate) keep_git_dir: Option<bool>,
+    /// Named contexts as given, by name and perhaps platform.
+    pub(crate) contexts: BTreeMap<String, String>,
+    /// What is known of frontend inputs, by name.
+    pub(crate) input_metadata: BTreeMap<String, String>,
+    /// Hints for what to send anew of named folders, by context.
+    pub(crate) shared_keys: BTreeMap<String, String>,
+    /// Sessions of local folders that come from another client.
+    pub(crate) local_sessions: BTreeMap<String, String>,
+    /// The client's session.
+    pub(crate) session: Option<String>,
+    /// Whether graphs may have merge ops.
+    pub(crate) merge: bool,
+    pub(crate) cache_imports: Vec<CacheImport>,
+    pub(crate) scanner: Option<Scanner>,
 }
 
 /// Which stages run even if their results are known.
@@ -56,13 +88,12 @@ impl NoCache {
     }
 }
 
-const RESOURCES: [&str; 7] =
-    ["memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems"];
-
 impl Settings {
     pub(crate) fn read(request: &FrontendRequest) -> Result<Self> {
         let attrs = &request.attrs;
         refuse_unsupported(attrs)?;
+        let known_caps = check_capabilities(attrs.get("frontend.caps").map_or("", String::as_str));
+        known_caps?;
         let get = |key: &str| attrs.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let prefixed = |prefix: &str| -> BTreeMap<String, String> {
             attrs
@@ -125,7 +156,6 @@ impl Settings {
             Some(text) => text
                 .parse()
                 .ok()
-                .filter(|size| *size >= 0)
                 .ok_or_else(|| Problem::new(format!("invalid shm-size: {text:?}")))?,
             None => 0,
         };
@@ -150,38 +180,38 @@ impl Settings {
             ulimits: ulimits(get("ulimit").unwrap_or_default())?,
             cgroup_parent: get("cgroup-parent").unwrap_or_default().into(),
             shm_size,
+            request_id: get("requestid").map(Into::into),
+            lint: arg("BUILDKIT_DOCKERFILE_CHECK")
+                .map(parse_options)
+                .transpose()
+                .map_err(|p| p.prefixed("failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK"))?,
+            resources: resources(attrs)?,
+            cache_namespace: arg("BUILDKIT_CACHE_MOUNT_NS").unwrap_or_default().into(),
+            force_local_dockerfile: attrs.contains_key("dockerfilekey"),
+            remote_context: attrs
+                .get(get("contextkey").unwrap_or("context"))
+                .cloned()
+                .unwrap_or_default(),
+            context_subdir: attrs.get("contextsubdir").cloned(),
+            keep_git_dir: arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(go_bool),
+            contexts: prefixed("context:"),
+            input_metadata: prefixed("input-metadata:"),
+            shared_keys: prefixed("sharedkey:localdir:"),
+            local_sessions: prefixed("local-sessionid:"),
+            session: None,
+            merge: false,
+            cache_imports: cache_imports(attrs)?,
+            scanner: scanner(attrs)?,
             build_args,
         })
     }
 }
 
 fn refuse_unsupported(attrs: &BTreeMap<String, String>) -> Result<()> {
-    let refuse = |what: String| Err(Problem::unsupported(&what));
-    for (key, value) in attrs {
-        if let Some(name) = key.strip_prefix("context:") {
-            return refuse(format!("the named context {name:?}"));
-        }
-        match key.as_str() {
-            "requestid" if !value.is_empty() => {
-                return refuse(format!("the frontend request {value:?}"));
-            }
-            "contextkey" | "contextsubdir" if !value.is_empty() => {
-                return refuse(format!("the frontend attribute {key:?}"));
-            }
-            "context" if is_remote(value) => {
-                return refuse(format!("the remote build context {value:?}"));
-            }
-            "attest:sbom" => return refuse("an SBOM attestation".into()),
-            "override-copy-image" => {
-                return Err(Problem::new(
-                    "support for \"override-copy-image\" was removed in BuildKit 0.11",
-                ));
-            }
-            key if RESOURCES.contains(&key) && !value.is_empty() => {
-                return refuse(format!("the resource limit {key:?}"));
-            }
-            _ => {}
-        }
+    if attrs.get("override-copy-image").is_some_and(|image| !image.is_empty()) {
+        return Err(Problem::new(
+            "support for \"override-copy-image\" was removed in BuildKit 0.11",
+        ));
     }
     if attrs.get("build-arg:BUILDKIT_DISABLE_FILEOP").and_then(|value| go_bool(value)) == Some(true)
     {
@@ -189,12 +219,152 @@ fn refuse_unsupported(attrs: &BTreeMap<String, String>) -> Result<()> {
             "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11",
         ));
     }
-    if let Some(image) =
-        attrs.get("build-arg:BUILDKIT_SYNTAX").filter(|image| !is_builtin_syntax(image))
-    {
-        return refuse(format!("the frontend image {image:?} of BUILDKIT_SYNTAX"));
+    Ok(())
+}
+
+/// What this frontend can do that a caller may insist on.
+const CAPABILITIES: [&str; 4] = [
+    "moby.buildkit.frontend.inputs",
+    "moby.buildkit.frontend.subrequests",
+    "moby.buildkit.frontend.contexts",
+    "moby.buildkit.frontend.gitquerystring",
+];
+
+/// Refuses what the caller insists on and is not known; `+forward` leaves it to a frontend that is an image.
+fn check_capabilities(list: &str) -> Result<()> {
+    for wanted in list.split(',').filter(|wanted| !wanted.is_empty()) {
+        let name = wanted.split('+').next().unwrap_or_default();
+        if !CAPABILITIES.contains(&name) && !wanted.contains("+forward") {
+            return Err(Problem::new(format!("unsupported frontend capability {name}")));
+        }
     }
     Ok(())
+}
+
+/// Refuses what was left to a frontend that is an image, when none is used.
+pub(crate) fn check_forwarded(attrs: &BTreeMap<String, String>) -> Result<()> {
+    let list = attrs.get("frontend.caps").map_or("", String::as_str);
+    check_capabilities(&list.replace("+forward", ""))
+}
+
+fn resources(attrs: &BTreeMap<String, String>) -> Result<Option<pb::LinuxResources>> {
+    let get = |key: &str| attrs.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    let invalid = |key: &str, value: &str, why: &str| {
+        Problem::new(format!("invalid {key} value: {value}: {why}"))
+    };
+    let signed = |key: &str, unlimited: bool| -> Result<i64> {
+        let Some(text) = get(key) else { return Ok(0) };
+        match text.parse::<i64>() {
+            Ok(number) if number > 0 || (unlimited && number == -1) => Ok(number),
+            Ok(_) if unlimited => Err(invalid(key, text, "must be -1 (unlimited) or > 0")),
+            Ok(_) => Err(invalid(key, text, "must be > 0")),
+            Err(_) => Err(invalid(key, text, "must be a whole number")),
+        }
+    };
+    let unsigned = |key: &str| -> Result<u64> {
+        let Some(text) = get(key) else { return Ok(0) };
+        match text.parse::<u64>() {
+            Ok(0) => Err(invalid(key, text, "must be > 0")),
+            Ok(number) => Ok(number),
+            Err(_) => Err(invalid(key, text, "must be a whole number")),
+        }
+    };
+    let set = |key: &str| -> Result<String> {
+        let text = get(key).unwrap_or_default();
+        match text.split(',').find(|part| !is_cpu_range(part.trim())) {
+            Some(part) => Err(invalid(key, text, &format!("{part:?} is no number or range"))),
+            None => Ok(text.into()),
+        }
+    };
+    let resources = pb::LinuxResources {
+        memory: signed("memory", false)?,
+        memory_swap: signed("memswap", true)?,
+        cpu_shares: unsigned("cpushares")?,
+        cpu_period: unsigned("cpuperiod")?,
+        cpu_quota: signed("cpuquota", false)?,
+        cpuset_cpus: set("cpusetcpus")?,
+        cpuset_mems: set("cpusetmems")?,
+    };
+    Ok(Some(resources).filter(|resources| *resources != pb::LinuxResources::default()))
+}
+
+/// Returns whether a text is empty, a number, or a range of numbers, as sets of processors are written.
+fn is_cpu_range(text: &str) -> bool {
+    // More than any machine has.
+    let number = |text: &str| text.trim().parse::<u32>().ok().filter(|number| *number <= 8192);
+    match text.split_once('-') {
+        None => text.is_empty() || number(text).is_some(),
+        Some((low, high)) => number(low).zip(number(high)).is_some_and(|(low, high)| low <= high),
+    }
+}
+
+fn cache_imports(attrs: &BTreeMap<String, String>) -> Result<Vec<CacheImport>> {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        #[serde(default, alias = "type")]
+        #[serde(rename = "Type")]
+        kind: String,
+        #[serde(default, alias = "attrs")]
+        #[serde(rename = "Attrs")]
+        attrs: Option<BTreeMap<String, String>>,
+    }
+    let get = |key: &str| attrs.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    let mut imports = vec![];
+    if let Some(text) = get("cache-imports") {
+        let entries: Vec<Entry> = serde_json::from_str(text).map_err(|error| {
+            Problem::new(format!("failed to read cache-imports ({text:?}): {error}"))
+        })?;
+        imports.extend(
+            entries.into_iter().map(|entry| CacheImport {
+                kind: entry.kind,
+                attrs: entry.attrs.unwrap_or_default(),
+            }),
+        );
+    }
+    for reference in get("cache-from").into_iter().flat_map(|list| list.split(',')) {
+        let attrs = BTreeMap::from([("ref".to_owned(), reference.to_owned())]);
+        imports.push(CacheImport { kind: "registry".into(), attrs });
+    }
+    Ok(imports)
+}
+
+/// Reads which attestations are asked for; only one of them concerns the frontend.
+fn scanner(attrs: &BTreeMap<String, String>) -> Result<Option<Scanner>> {
+    let mut scanner = None;
+    for (key, value) in attrs {
+        let Some(kind) = key
+            .strip_prefix("attest:")
+            .or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_"))
+            .map(str::to_lowercase)
+        else {
+            continue;
+        };
+        if !matches!(kind.as_str(), "sbom" | "provenance") {
+            return Err(Problem::new(format!("unknown attestation type {kind:?}")));
+        }
+        if kind != "sbom" {
+            continue;
+        }
+        let mut image = "docker/buildkit-syft-scanner:stable-1".to_owned();
+        let mut parameters = BTreeMap::new();
+        let fields = if value.is_empty() { Ok(vec![]) } else { csv::fields(value) };
+        for field in fields.map_err(|e| Problem::new(format!("failed to parse {kind}: {e}")))? {
+            match field.split_once('=').unwrap_or((&field, "")) {
+                ("generator", value) => value.clone_into(&mut image),
+                (key, value) => {
+                    parameters.insert(key.to_owned(), value.to_owned());
+                }
+            }
+        }
+        if image.is_empty() {
+            return Err(Problem::new("sbom scanner cannot be empty"));
+        }
+        let image = image
+            .parse()
+            .map_err(|e| Problem::new(format!("failed to parse sbom scanner {image}: {e}")))?;
+        scanner = Some(Scanner { image, parameters });
+    }
+    Ok(scanner)
 }
 
 /// Returns whether this program reads what that frontend image reads.
@@ -207,36 +377,6 @@ pub(crate) fn is_builtin_syntax(image: &str) -> bool {
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
     let repository = name.split_once(':').map_or(name, |(repository, _)| repository);
     matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream")
-}
-
-/// Returns whether a context is fetched rather than sent.
-fn is_remote(value: &str) -> bool {
-    ["git://", "ssh://", "http://", "https://", "github.com/", "git@"]
-        .iter()
-        .any(|prefix| value.starts_with(prefix))
-        || is_git(value)
-}
-
-/// Returns whether a source of `ADD` names a git repository.
-pub(crate) fn is_git(source: &str) -> bool {
-    if source.starts_with("git://") || source.starts_with("ssh://") {
-        return true;
-    }
-    if source.starts_with("http://") || source.starts_with("https://") {
-        let path = source.split(['?', '#']).next().unwrap_or_default();
-        return path.ends_with(".git");
-    }
-    if source.starts_with("./") || source.starts_with("../") {
-        return false;
-    }
-    // user@host:path
-    let Some((user, rest)) = source.split_once('@') else { return false };
-    let Some((host, path)) = rest.split_once(':') else { return false };
-    let word = |text: &str, extra: &[char]| {
-        !text.is_empty()
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || extra.contains(&c))
-    };
-    word(user, &['_']) && word(host, &['.']) && !path.is_empty()
 }
 
 /// Reads a boolean as Go's `strconv.ParseBool` does.
@@ -267,20 +407,11 @@ fn proxy(build_args: &BTreeMap<String, String>) -> Option<pb::ProxyEnv> {
     any.then_some(proxy)
 }
 
-/// Splits a line of comma-separated values, where quotes protect commas.
-fn csv(line: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
-    let mut quoted = false;
-    for c in line.chars() {
-        match (c, fields.last_mut()) {
-            ('"', _) => quoted = !quoted,
-            (',', _) if !quoted => fields.push(String::new()),
-            (c, Some(field)) => field.push(c),
-            (_, None) => {}
-        }
+fn list(text: &str, what: &str) -> Result<Vec<String>> {
+    if text.is_empty() {
+        return Ok(vec![]);
     }
-    fields.retain(|field| !field.is_empty());
-    fields
+    csv::fields(text).map_err(|reason| Problem::new(format!("failed to parse {what}: {reason}")))
 }
 
 fn extra_hosts(text: &str) -> Result<Vec<pb::HostIp>> {
@@ -290,21 +421,50 @@ fn extra_hosts(text: &str) -> Result<Vec<pb::HostIp>> {
         let field = field.to_lowercase();
         let (host, ip) = field.split_once('=').ok_or_else(invalid)?;
         let ip: std::net::IpAddr = ip.parse().map_err(|_| invalid())?;
-        Ok(pb::HostIp { host: host.into(), ip: ip.to_string() })
+        Ok(pb::HostIp { host: host.into(), ip: ip.to_canonical().to_string() })
     };
-    csv(text).iter().map(host).collect()
+    list(text, "additional hosts")?.iter().map(host).collect()
 }
+
+const LIMITS: [&str; 15] = [
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
 
 fn ulimits(text: &str) -> Result<Vec<pb::Ulimit>> {
     let limit = |field: &String| {
         let invalid =
             || Problem::new(format!("invalid ulimit {field:?}: expected name=soft[:hard]"));
         let (name, values) = field.split_once('=').ok_or_else(invalid)?;
+        if !LIMITS.contains(&name) {
+            let suggestion = suggest(name, LIMITS, true);
+            let message = format!("invalid ulimit type: {name}");
+            return Err(Problem::new(with_suggestion(message, suggestion)));
+        }
         let (soft, hard) = values.split_once(':').unwrap_or((values, values));
         let number = |text: &str| text.parse::<i64>().map_err(|_| invalid());
-        Ok(pb::Ulimit { name: name.into(), soft: number(soft)?, hard: number(hard)? })
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        if hard != -1 && (soft == -1 || soft > hard) {
+            return Err(Problem::new(format!(
+                "ulimit soft limit must be less than or equal to hard limit: {field}"
+            )));
+        }
+        Ok(pb::Ulimit { name: name.into(), soft, hard })
     };
-    csv(text).iter().map(limit).collect()
+    list(text, "ulimit")?.iter().map(limit).collect()
 }
 
 #[cfg(test)]
@@ -349,31 +509,83 @@ mod tests {
     fn mistakes_and_gaps_are_told() {
         for (key, value, message) in [
             (
-                "requestid",
-                "frontend.outline",
-                "the frontend request \"frontend.outline\" is not supported yet",
-            ),
-            ("context:x", "docker-image://y", "the named context \"x\" is not supported yet"),
-            (
-                "context",
-                "https://x/y.git",
-                "the remote build context \"https://x/y.git\" is not supported yet",
+                "build-arg:BUILDKIT_DOCKERFILE_CHECK",
+                "nope",
+                "failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK: invalid check option \"nope\"",
             ),
             (
-                "build-arg:BUILDKIT_SYNTAX",
-                "me/x",
-                "the frontend image \"me/x\" of BUILDKIT_SYNTAX is not supported yet",
+                "override-copy-image",
+                "x",
+                "support for \"override-copy-image\" was removed in BuildKit 0.11",
             ),
+            (
+                "build-arg:BUILDKIT_DISABLE_FILEOP",
+                "1",
+                "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11",
+            ),
+            (
+                "frontend.caps",
+                "moby.buildkit.frontend.inputs,new",
+                "unsupported frontend capability new",
+            ),
+            ("attest:foo", "", "unknown attestation type \"foo\""),
+            ("attest:sbom", "generator=", "sbom scanner cannot be empty"),
+            ("ulimit", "nofil=1", "invalid ulimit type: nofil (did you mean nofile?)"),
+            (
+                "ulimit",
+                "core=2:1",
+                "ulimit soft limit must be less than or equal to hard limit: core=2:1",
+            ),
+            ("memory", "0", "invalid memory value: 0: must be > 0"),
+            ("memswap", "-2", "invalid memswap value: -2: must be -1 (unlimited) or > 0"),
+            ("cpushares", "x", "invalid cpushares value: x: must be a whole number"),
+            ("cpusetcpus", "0-", "invalid cpusetcpus value: 0-: \"0-\" is no number or range"),
+            ("cpusetmems", "3-1", "invalid cpusetmems value: 3-1: \"3-1\" is no number or range"),
+            ("shm-size", "1m", "invalid shm-size: \"1m\""),
             ("image-resolve-mode", "x", "invalid image-resolve-mode: x"),
             ("multi-platform", "x", "invalid boolean value for multi-platform: \"x\""),
             ("force-network-mode", "x", "invalid netmode: x"),
-            ("memory", "1", "the resource limit \"memory\" is not supported yet"),
         ] {
             assert_eq!(read(&[(key, value)]).unwrap_err().message, message);
         }
         let conflict =
             read(&[("platform", "linux/amd64,linux/arm64"), ("multi-platform", "false")]);
         assert!(conflict.unwrap_err().message.starts_with("conflicting config"));
+    }
+
+    #[test]
+    fn limits_caches_and_scanners_are_read() {
+        let settings = read(&[
+            ("memory", "1024"),
+            ("memswap", "-1"),
+            ("cpushares", "512"),
+            ("cpuperiod", "100000"),
+            ("cpuquota", "50000"),
+            ("cpusetcpus", "0-3,5"),
+            ("cpusetmems", "0"),
+            ("cache-imports", "[{\"Type\":\"local\",\"Attrs\":{\"src\":\"x\"}}]"),
+            ("cache-from", "a,b"),
+            ("build-arg:BUILDKIT_ATTEST_SBOM", "\"generator=me/scan:1\",fast=yes"),
+            ("frontend.caps", "moby.buildkit.frontend.contexts,new+forward"),
+        ])
+        .unwrap();
+        let resources = settings.resources.unwrap();
+        assert_eq!(
+            (resources.memory, resources.memory_swap, resources.cpu_quota),
+            (1024, -1, 50_000)
+        );
+        assert_eq!(
+            (resources.cpuset_cpus.as_str(), resources.cpuset_mems.as_str()),
+            ("0-3,5", "0")
+        );
+        let kinds: Vec<_> =
+            settings.cache_imports.iter().map(|import| import.kind.as_str()).collect();
+        assert_eq!(kinds, ["local", "registry", "registry"]);
+        assert_eq!(settings.cache_imports[2].attrs["ref"], "b");
+        let scanner = settings.scanner.unwrap();
+        assert_eq!(scanner.image.to_string(), "docker.io/me/scan:1");
+        assert_eq!(scanner.parameters["fast"], "yes");
+        assert_eq!(read(&[]).unwrap().resources, None);
     }
 
     #[test]
@@ -388,24 +600,6 @@ mod tests {
         }
         for image in ["me/dockerfile", "localhost:5000/docker/dockerfile", "docker/dockerfile2"] {
             assert!(!is_builtin_syntax(image), "{image}");
-        }
-    }
-
-    #[test]
-    fn git_sources() {
-        for source in [
-            "git://x/y",
-            "https://x/y.git",
-            "https://x/y.git#main:sub",
-            "git@host.org:a/b",
-            "ssh://x",
-        ] {
-            assert!(is_git(source), "{source}");
-        }
-        for source in
-            ["https://x/y", "github.com/x/y", "./a@b:c", "a/b@c", "https://x/y.git/", "a@b"]
-        {
-            assert!(!is_git(source), "{source}");
         }
     }
 }

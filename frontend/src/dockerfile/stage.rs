@@ -1,13 +1,16 @@
 //! Stages and what they need of each other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use slipway_spec::llb::Lines;
 use slipway_spec::{ImageConfig, ImageReference, Platform, timestamp};
 
+use super::context::{Loaded, NamedContext};
 use super::document::{Document, ParsedStage};
 use super::expand::{Env, Lexer};
 use super::instruction::{Command, Instruction, type_node};
+use super::lint::Linter;
+use super::outline::{ArgInfo, doc_comment};
 use super::parse;
 use super::problem::{Problem, Result};
 use super::settings::Settings;
@@ -20,14 +23,20 @@ pub(crate) struct Plan<'a> {
     pub(crate) platform: Platform,
     pub(crate) escape: char,
     pub(crate) globals: Env,
+    /// What is declared before the first stage.
+    pub(crate) global_args: BTreeMap<String, ArgInfo>,
     /// Build arguments, the epoch resolved to a number.
     pub(crate) build_args: std::collections::BTreeMap<String, String>,
     /// Nanoseconds since 1970 that new things are dated with.
     pub(crate) epoch: Option<i64>,
+    /// How many seconds the clocks are ahead where that time comes from.
+    epoch_zone: i64,
     /// In file order; images named by `COPY --from` follow.
     pub(crate) stages: Vec<Stage>,
     names: HashMap<String, usize>,
     pub(crate) target: usize,
+    /// Whether stages that the target does not need are of interest, too.
+    pub(crate) all_stages: bool,
 }
 
 /// A stage, or an image that is copied from.
@@ -46,11 +55,17 @@ pub(crate) struct Stage {
     /// How many steps progress counts.
     pub(crate) total: usize,
     pub(crate) ignore_cache: bool,
-    /// Whether this is an image named by `COPY --from`.
+    /// Whether no `FROM` made this: an instruction names its base.
     pub(crate) copied_image: bool,
+    /// The named context that stands for this stage.
+    pub(crate) replaced_by: Option<NamedContext>,
     /// Filled in by `resolve`, for images.
     pub(crate) image: Option<BaseImage>,
+    /// Filled in by `resolve`, where a named context is the base or stands for the stage.
+    pub(crate) context: Option<Loaded>,
     pub(crate) triggers_added: bool,
+    /// Arguments that `FROM` uses.
+    pub(crate) used_args: BTreeSet<String>,
 }
 
 /// What a stage starts from.
@@ -58,7 +73,10 @@ pub(crate) struct Stage {
 pub(crate) enum Base {
     Scratch,
     Stage(usize),
+    /// An image, or a named context of that name.
     Image,
+    /// Nothing: a named context stands for the whole stage.
+    Replaced,
 }
 
 /// A base image as the bridge found it.
@@ -66,6 +84,8 @@ pub(crate) enum Base {
 pub(crate) struct BaseImage {
     pub(crate) reference: ImageReference,
     pub(crate) config: ImageConfig,
+    /// The config as it was found.
+    pub(crate) original: ImageConfig,
     /// Whether it has no layers.
     pub(crate) empty: bool,
 }
@@ -74,51 +94,75 @@ pub(crate) struct BaseImage {
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) command: Command,
-    /// The stage that `COPY --from` names.
-    pub(crate) source: Option<usize>,
+    /// The stages that `--from` of a copy or of each mount names.
+    pub(crate) sources: Vec<usize>,
     /// Whether it is a trigger of the base.
     pub(crate) trigger: bool,
 }
+
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 impl<'a> Plan<'a> {
     pub(crate) fn new(
         settings: &'a Settings,
         document: &Document,
         platform: &Platform,
+        lint: &Linter,
     ) -> Result<Self> {
         let last_name = document.stages.last().and_then(|stage| stage.from.name.clone());
         let target_name = settings.target.clone().or(last_name);
         let mut globals = predefined(settings, platform, target_name.as_deref());
         let lexer = Lexer::new(document.escape);
+        lint.default_bases(document, &globals);
+        let mut global_args: BTreeMap<String, ArgInfo> = BTreeMap::new();
         for command in &document.globals {
             let Instruction::Arg(declarations) = &command.instruction else { continue };
             for declaration in declarations {
-                let value = match (settings.build_args.get(&declaration.key), &declaration.default)
-                {
-                    (Some(value), _) => value.clone(),
+                let key = &declaration.key;
+                let mut info = ArgInfo {
+                    description: doc_comment(&command.comments, key),
+                    ..ArgInfo::at(command.lines)
+                };
+                let value = match (settings.build_args.get(key), &declaration.default) {
+                    (Some(value), _) => Some(value.clone()),
                     (None, Some(default)) => {
                         let expanded = lexer.word(default, &globals);
-                        expanded.map_err(|reason| Problem::new(reason).at(command.lines))?.text
+                        let expanded =
+                            expanded.map_err(|reason| Problem::new(reason).at(command.lines))?;
+                        info.set_needs(key, expanded.matched, global_args.get(key));
+                        Some(expanded.text)
                     }
-                    (None, None) => continue,
+                    (None, None) => None,
                 };
-                globals.set(&declaration.key, &value);
+                if let Some(value) = value {
+                    globals.set(key, &value);
+                    info.value = value;
+                }
+                global_args.insert(key.clone(), info);
             }
         }
-        let mut plan = Self {
+        let plan = Self {
             settings,
             platform: platform.clone(),
             escape: document.escape,
             globals,
+            global_args,
             build_args: settings.build_args.clone(),
             epoch: None,
+            epoch_zone: 0,
             stages: vec![],
             names: HashMap::new(),
             target: 0,
+            all_stages: false,
         };
-        plan.resolve_epoch(document)?;
+        Ok(plan)
+    }
+
+    /// Adds the stages of the file, after the epoch was set.
+    pub(crate) fn add_stages(&mut self, document: &Document, lint: &Linter) -> Result<()> {
+        let plan = self;
         for (index, stage) in document.stages.iter().enumerate() {
-            plan.add_stage(index, stage)?;
+            plan.add_stage(index, stage, lint)?;
         }
         plan.target = plan.find_target()?;
         for index in 0..document.stages.len() {
@@ -131,55 +175,39 @@ impl<'a> Plan<'a> {
         if let [only] = plan.stages.as_mut_slice() {
             only.label.clear();
         }
-        Ok(plan)
+        Ok(())
     }
 
-    fn resolve_epoch(&mut self, document: &Document) -> Result<()> {
-        const KEY: &str = "SOURCE_DATE_EPOCH";
-        let global = self.globals.get(KEY).filter(|value| !value.is_empty()).map(str::to_owned);
-        let Some(value) = self.build_args.get(KEY).cloned().or(global) else { return Ok(()) };
-        let seconds = match value.as_str() {
-            // A context that the client sends has no time of its own.
-            "" | "context" => None,
-            number => match number.parse::<i64>() {
-                Ok(seconds) => Some(seconds),
-                Err(_)
-                    if document
-                        .stages
-                        .iter()
-                        .any(|s| s.from.name.as_deref() == Some(&value.to_lowercase())) =>
-                {
-                    return Err(Problem::unsupported(&format!(
-                        "a stage as SOURCE_DATE_EPOCH ({value:?})"
-                    )));
-                }
-                Err(_) => {
-                    let hint = "it is a number of seconds since 1970";
-                    return Err(
-                        Problem::new(format!("invalid SOURCE_DATE_EPOCH: {value}")).hint(hint)
-                    );
-                }
-            },
-        };
+    /// Returns what `SOURCE_DATE_EPOCH` says: a number, or the name of something that has a time.
+    pub(crate) fn epoch_text(&self) -> Option<String> {
+        let global = self.globals.get(EPOCH).filter(|value| !value.is_empty()).map(str::to_owned);
+        self.build_args.get(EPOCH).cloned().or(global)
+    }
+
+    /// Sets the time for new things, in seconds since 1970, also where instructions see it.
+    ///
+    /// History writes it in the zone of the commit that it comes from, which is `east` seconds ahead.
+    pub(crate) fn set_epoch(&mut self, seconds: Option<i64>, east: i64) -> Result<()> {
+        self.epoch_zone = east;
         self.epoch = match seconds {
             Some(seconds) => Some(seconds.checked_mul(1_000_000_000).ok_or_else(|| {
                 Problem::new(format!(
-                    "invalid SOURCE_DATE_EPOCH: {value}: the time is too far away"
+                    "invalid SOURCE_DATE_EPOCH: {seconds}: the time is too far away"
                 ))
             })?),
             None => None,
         };
         let text = seconds.map(|seconds| seconds.to_string());
-        if self.build_args.contains_key(KEY) {
+        if self.build_args.contains_key(EPOCH) {
             match &text {
-                Some(text) => self.build_args.insert(KEY.into(), text.clone()),
-                None => self.build_args.remove(KEY),
+                Some(text) => self.build_args.insert(EPOCH.into(), text.clone()),
+                None => self.build_args.remove(EPOCH),
             };
         }
-        if self.globals.get(KEY).is_some() {
+        if self.globals.get(EPOCH).is_some() {
             match &text {
-                Some(text) => self.globals.set(KEY, text),
-                None => self.globals.remove(KEY),
+                Some(text) => self.globals.set(EPOCH, text),
+                None => self.globals.remove(EPOCH),
             }
         }
         Ok(())
@@ -187,14 +215,26 @@ impl<'a> Plan<'a> {
 
     /// Returns the time for history entries.
     pub(crate) fn created(&self) -> Option<String> {
-        self.epoch.map(timestamp::format)
+        let (east, epoch) = (self.epoch_zone, self.epoch?);
+        if east == 0 {
+            return Some(timestamp::format(epoch));
+        }
+        let local = timestamp::format(epoch.saturating_add(east.saturating_mul(1_000_000_000)));
+        let (sign, minutes) = (if east < 0 { '-' } else { '+' }, east.abs() / 60);
+        let zone = format!("{sign}{:02}:{:02}", minutes / 60, minutes % 60);
+        Some(local.replace('Z', &zone))
     }
 
-    fn add_stage(&mut self, index: usize, stage: &ParsedStage) -> Result<()> {
+    fn add_stage(&mut self, index: usize, stage: &ParsedStage, lint: &Linter) -> Result<()> {
         let lexer = Lexer::new(self.escape);
         let located = |problem: Problem| problem.at(stage.lines);
-        let expanded = lexer.word(&stage.from.base, &self.globals);
-        let base_name = expanded.map_err(|reason| located(Problem::new(reason)))?.text;
+        let lint = lint.under(&stage.comments);
+        let declared: BTreeSet<String> = self.global_args.keys().cloned().collect();
+        let (base, outcome) = lexer.look_up(&stage.from.base, &self.globals);
+        lint.undefined_in_from(&base.unmatched, &self.globals, &declared, stage.lines);
+        outcome.map_err(|reason| located(Problem::new(reason)))?;
+        let base_name = base.text;
+        let mut used_args = base.matched;
         if base_name.is_empty() {
             let message = format!("base name ({}) should not be blank", stage.from.base);
             let hint =
@@ -204,12 +244,17 @@ impl<'a> Plan<'a> {
         let platform = match stage.from.platform.as_str() {
             "" => None,
             text => {
-                let expansion = lexer.word(text, &self.globals);
-                let expansion = expansion.map_err(|reason| {
+                let (expansion, outcome) = lexer.look_up(text, &self.globals);
+                let name = stage.from.name.as_deref().unwrap_or_default();
+                let unmatched = &expansion.unmatched;
+                lint.undefined_in_from(unmatched, &self.globals, &declared, stage.lines);
+                lint.platform_flag(text, &expansion, &self.globals, name, stage.lines);
+                outcome.map_err(|reason| {
                     located(Problem::new(format!(
                         "failed to process arguments for platform {text}: {reason}"
                     )))
                 })?;
+                used_args.extend(expansion.matched.iter().cloned());
                 let suggestion = expansion
                     .unmatched
                     .iter()
@@ -224,8 +269,16 @@ impl<'a> Plan<'a> {
                 })?)
             }
         };
+        let replaced_by = match &stage.from.name {
+            Some(name) => {
+                let platform = platform.as_ref().unwrap_or(&self.platform);
+                self.settings.context_for(name, platform).map_err(located)?
+            }
+            None => None,
+        };
         // Stage names are lower case here and the reference is not: `FROM Build` is an image.
         let base = match self.names.get(&base_name) {
+            _ if replaced_by.is_some() => Base::Replaced,
             Some(base) => Base::Stage(*base),
             None if base_name == "scratch" => Base::Scratch,
             None => Base::Image,
@@ -246,8 +299,11 @@ impl<'a> Plan<'a> {
             total,
             ignore_cache: self.settings.no_cache.applies_to(stage.from.name.as_deref()),
             copied_image: false,
+            replaced_by,
             image: None,
+            context: None,
             triggers_added: false,
+            used_args,
         });
         if let Some(name) = &stage.from.name {
             self.names.insert(name.clone(), index);
@@ -271,44 +327,81 @@ impl<'a> Plan<'a> {
         self.stages.iter().filter(|stage| !stage.copied_image).map(|stage| stage.label.as_str())
     }
 
-    /// Finds the source of a command; an image that is copied from becomes a stage.
+    /// Finds the sources of a command; what is no stage becomes one.
     fn step(&mut self, command: Command, trigger: bool) -> Result<Step> {
-        let from = match &command.instruction {
-            Instruction::Copy(copy) if !copy.from.is_empty() => copy.from.clone(),
-            _ => return Ok(Step { command, source: None, trigger }),
-        };
         let lines = command.lines;
-        let located = |problem: Problem| problem.at(lines);
-        let expanded = Lexer::new(self.escape).word(&from, &Env::default());
-        if expanded.map_err(|reason| located(Problem::new(reason)))?.text != from {
-            let message = "variable expansion is not supported for --from, define a new stage with FROM using ARG from \
-                           global scope as a workaround";
-            return Err(located(Problem::new(message)));
-        }
-        let source = if let Ok(index) = from.parse::<i64>() {
-            let files = self.stages.iter().filter(|stage| !stage.copied_image).count();
-            let found = usize::try_from(index).ok().filter(|index| *index < files);
-            found.ok_or_else(|| located(Problem::new(format!("invalid stage index {index}"))))?
-        } else if let Some(index) = self.names.get(&from.to_lowercase()) {
-            *index
-        } else {
-            self.stages.push(Stage {
-                label: String::new(),
-                base: if from == "scratch" { Base::Scratch } else { Base::Image },
-                base_name: from,
-                platform: None,
-                code: String::new(),
-                lines,
-                steps: vec![],
-                total: 0,
-                ignore_cache: false,
-                copied_image: true,
-                image: None,
-                triggers_added: true,
-            });
-            self.stages.len() - 1
+        let sources = match &command.instruction {
+            Instruction::Copy(copy) if !copy.from.is_empty() => {
+                vec![self.copied_stage(&copy.from, lines).map_err(|problem| problem.at(lines))?]
+            }
+            // A mount that names nothing has a stage, too: as upstream does it, an empty one.
+            Instruction::Run(run) => run
+                .mounts
+                .iter()
+                .map(|mount| match mount.from.as_str() {
+                    "" => self.named_stage("scratch", lines),
+                    from => self.named_stage(from, lines),
+                })
+                .collect(),
+            _ => vec![],
         };
-        Ok(Step { command, source: Some(source), trigger })
+        Ok(Step { command, sources, trigger })
+    }
+
+    fn copied_stage(&mut self, from: &str, lines: Lines) -> Result<usize> {
+        let expanded = Lexer::new(self.escape).word(from, &Env::default());
+        if expanded.map_err(Problem::new)?.text != from {
+            return Err(Problem::new(
+                "variable expansion is not supported for --from, define a new stage with FROM using ARG from \
+                 global scope as a workaround",
+            ));
+        }
+        match from.parse::<i64>() {
+            Ok(index) => {
+                let index = usize::try_from(index).ok().filter(|at| *at < self.stages.len());
+                let index =
+                    index.ok_or_else(|| Problem::new(format!("invalid stage index {from}")))?;
+                // What no `FROM` made is counted again, each time it is named. As upstream does it.
+                if self.stages[index].copied_image {
+                    let again = Stage { image: None, context: None, ..self.stages[index].clone() };
+                    self.stages.push(again);
+                }
+                Ok(index)
+            }
+            Err(_) => Ok(self.named_stage(from, lines)),
+        }
+    }
+
+    fn named_stage(&mut self, name: &str, lines: Lines) -> usize {
+        if let Some(index) = self.names.get(&name.to_lowercase()) {
+            return *index;
+        }
+        self.stages.push(Stage {
+            label: String::new(),
+            base: if name == "scratch" { Base::Scratch } else { Base::Image },
+            base_name: name.to_owned(),
+            platform: None,
+            code: String::new(),
+            lines,
+            steps: vec![],
+            total: 0,
+            ignore_cache: false,
+            copied_image: true,
+            replaced_by: None,
+            image: None,
+            context: None,
+            triggers_added: true,
+            used_args: BTreeSet::new(),
+        });
+        self.stages.len() - 1
+    }
+
+    /// Returns the stage at the bottom of those that a stage builds on.
+    pub(crate) fn root_of(&self, mut index: usize) -> usize {
+        while let Base::Stage(base) = self.stages[index].base {
+            index = base;
+        }
+        index
     }
 
     /// Puts the base's triggers before a stage's own instructions.
@@ -320,12 +413,12 @@ impl<'a> Plan<'a> {
         let lines = stage.lines;
         let (owner, triggers): (String, Vec<String>) = match stage.base {
             Base::Scratch => return Ok(()),
-            Base::Image => {
-                let image = stage
-                    .image
-                    .as_mut()
-                    .map(|image| std::mem::take(&mut image.config.config.on_build));
-                (format!("image {}", stage.base_name), image.unwrap_or_default())
+            Base::Image | Base::Replaced => {
+                let image = stage.image.as_mut().map(|image| &mut image.config);
+                let context = stage.context.as_mut().and_then(|context| context.config.as_mut());
+                let triggers =
+                    image.or(context).map(|config| std::mem::take(&mut config.config.on_build));
+                (format!("image {}", stage.base_name), triggers.unwrap_or_default())
             }
             Base::Stage(base) => {
                 let owner = format!("stage {}", self.stages[base].label);
@@ -367,13 +460,20 @@ impl<'a> Plan<'a> {
         self.refuse_cycles()
     }
 
-    fn needs(&self, index: usize) -> impl Iterator<Item = usize> {
+    /// Returns the stages that a stage is made of, its base first.
+    pub(crate) fn needs(&self, index: usize) -> impl Iterator<Item = usize> {
         let stage = &self.stages[index];
         let base = match stage.base {
             Base::Stage(base) => Some(base),
-            Base::Scratch | Base::Image => None,
+            Base::Scratch | Base::Image | Base::Replaced => None,
         };
-        base.into_iter().chain(stage.steps.iter().filter_map(|step| step.source))
+        let sources = stage.steps.iter().flat_map(|step| step.sources.iter().copied());
+        base.into_iter().chain(sources)
+    }
+
+    /// Returns for each stage whether it is of interest.
+    pub(crate) fn wanted(&self) -> Vec<bool> {
+        if self.all_stages { vec![true; self.stages.len()] } else { self.reachable() }
     }
 
     /// Returns for each stage whether the target needs it.
@@ -388,6 +488,7 @@ impl<'a> Plan<'a> {
         seen
     }
 
+    /// Refuses stages that name each other. A base is always above, and so is not looked at.
     fn refuse_cycles(&self) -> Result<()> {
         #[derive(Clone, Copy, PartialEq)]
         enum Mark {
@@ -395,13 +496,16 @@ impl<'a> Plan<'a> {
             Open,
             Done,
         }
+        let named = |index: usize| -> Vec<usize> {
+            self.stages[index].steps.iter().flat_map(|step| step.sources.iter().copied()).collect()
+        };
         let mut marks = vec![Mark::New; self.stages.len()];
         for start in 0..self.stages.len() {
             if marks[start] != Mark::New {
                 continue;
             }
             marks[start] = Mark::Open;
-            let mut stack = vec![(start, self.needs(start).collect::<Vec<_>>())];
+            let mut stack = vec![(start, named(start))];
             while let Some((index, rest)) = stack.last_mut() {
                 let Some(next) = rest.pop() else {
                     marks[*index] = Mark::Done;
@@ -412,11 +516,11 @@ impl<'a> Plan<'a> {
                     Mark::Done => {}
                     Mark::New => {
                         marks[next] = Mark::Open;
-                        stack.push((next, self.needs(next).collect()));
+                        stack.push((next, named(next)));
                     }
                     Mark::Open => {
                         let user = &self.stages[*index];
-                        let step = user.steps.iter().find(|step| step.source == Some(next));
+                        let step = user.steps.iter().find(|step| step.sources.contains(&next));
                         let message = format!(
                             "circular dependency detected on stage: {}",
                             self.stages[next].label

@@ -405,9 +405,13 @@ impl Root<'_> {
                 new_mount("tmpfs", &options, flags).during_at("mount", &mount.dest)
             }
             ExecMountKind::File { content, mode, uid, gid } => self
-                .memory_file(content, *mode, (*uid, *gid))
+                .memory_file(content.expose(), *mode, (*uid, *gid))
                 .and_then(|file| {
                     sys::restrict_mount(file.as_fd(), READ_ONLY | DATA_ONLY, false)?;
+                    if mode & 0o111 != 0 {
+                        // A secret that is meant to be executed.
+                        sys::relax_mount(file.as_fd(), libc::MOUNT_ATTR_NOEXEC)?;
+                    }
                     Ok(file)
                 })
                 .during_at("make the file", &mount.dest),

@@ -60,6 +60,7 @@ fn run(
     if spec.tty {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).during("take the terminal")?;
     }
+    spec.limits.join_cgroups(host.unified_cgroups)?;
     // Modes given from here on are meant as they are.
     rustix::process::umask(Mode::empty());
 
@@ -72,6 +73,7 @@ fn run(
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
     let identity = find_user(&spec.user)?;
+    spec.limits.apply()?;
     if let Some(user_namespace) = user_namespace {
         // All mounts are made as the real root; only now move to where the emulators are registered.
         rustix::thread::move_into_link_name_space(user_namespace, Some(LinkNameSpaceType::User))
@@ -161,13 +163,27 @@ fn exec(spec: &ExecSpec, identity: &Identity) -> Failure {
     let Some(command) = spec.args.first().filter(|command| !command.is_empty()) else {
         return fail(Stage::Setup("run an empty command".into()), "", libc::EINVAL);
     };
-    let (Ok(args), Ok(env)) = (strings(&spec.args), strings(&env)) else {
+    let (Ok(args), Ok(mut env)) = (strings(&spec.args), strings(&env)) else {
         return fail(
             Stage::Setup("pass an argument or variable with a zero byte".into()),
             command,
             libc::EINVAL,
         );
     };
+    for (name, value) in &spec.secret_env {
+        let variable = [name.as_bytes(), b"=", value.expose()].concat();
+        let Ok(variable) = CString::new(variable) else {
+            let stage = Stage::Setup("pass a secret with a zero byte in the environment".into());
+            return fail(stage, name, libc::EINVAL);
+        };
+        env.retain(|known| {
+            known
+                .as_bytes()
+                .strip_prefix(name.as_bytes())
+                .is_none_or(|rest| !rest.starts_with(b"="))
+        });
+        env.push(variable);
+    }
     let path = spec.env.iter().rev().find_map(|v| v.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let candidates: Vec<String> = if command.contains('/') {
         vec![command.clone()]

@@ -98,6 +98,33 @@ pub(super) fn restrict_mount(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Takes `MOUNT_ATTR_*` restrictions off a mount.
+pub(super) fn relax_mount(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: 0, attr_clr: attributes, propagation: 0, userns_fd: 0 };
+    // SAFETY: `attr` and the empty path outlive the call, and the size given is that of `attr`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes the control groups that this process is in the root of those it sees.
+pub(super) fn unshare_cgroups() -> io::Result<()> {
+    // SAFETY: affects only what this process sees; no memory is shared or unshared.
+    if unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// Marks every descriptor from `first` on to be closed by `execve`.
 pub(super) fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     // SAFETY: changes only descriptor flags.

@@ -1,5 +1,7 @@
 //! Process execution: a root file system, a command, and the layer that it leaves.
 
+pub(crate) mod mounts;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -8,51 +10,68 @@ use std::sync::Arc;
 use slipway_spec::Platform;
 use slipway_spec::llb::pb;
 use slipway_spec::progress::{ProgressEvent, ProgressSink, Stream};
+use slipway_store::result::ResultKey;
 use slipway_store::snapshot::Snapshot;
 use slipway_store::{Error, Store, blocking};
 use tokio::sync::mpsc;
 
+use self::mounts::Mounts;
+use crate::client::Services;
 use crate::error::{Cause, Result};
-use crate::executor::{
-    self, ExecError, ExecMount, ExecMountKind, ExecSpec, Exit, Network, Stdio, Writable,
-};
+use crate::executor::cgroup::{ControlGroups, GroupLimits, Hierarchies};
+use crate::executor::limits::{Limits, ResourceLimit};
+use crate::executor::{self, ExecError, ExecSpec, Exit, MountStub, Network, Stdio};
 use crate::graph::Vertex;
 use crate::job::Worker;
 
 /// Output that may wait for whoever shows it, in chunks; a step that writes faster is held back.
 const OUTPUT_CHUNKS: usize = 64;
 
+/// What a process is run with.
+pub(crate) struct Step<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) services: &'a Services,
+    pub(crate) progress: &'a Arc<dyn ProgressSink>,
+    pub(crate) vertex: &'a Vertex,
+    pub(crate) inputs: &'a [Snapshot],
+    /// What identifies the inputs.
+    pub(crate) keys: &'a [ResultKey],
+}
+
 /// Runs the command of a vertex on its inputs.
 ///
 /// # Errors
 /// When it cannot be started, or ends with a code that is not a success.
-pub(crate) async fn run(
-    worker: &Worker,
-    progress: &Arc<dyn ProgressSink>,
-    vertex: &Vertex,
-    op: &pb::ExecOp,
-    inputs: &[Snapshot],
-) -> Result<Vec<Snapshot>> {
-    let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
-    let (meta, base, output, others) = read(op, inputs)?;
-    let (store, layers) = (worker.store.clone(), base.layers.clone());
-    let (folders, mounts) = blocking::run(move || {
-        let folders = StepFolders::prepare(&store, &layers)?;
-        let mounts = others
-            .into_iter()
-            .map(|mount| mount.prepare(&store))
-            .collect::<slipway_store::Result<Vec<_>>>()?;
-        Ok((folders, mounts))
-    })
-    .await?;
+pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot>> {
+    let Step { worker, services, vertex, .. } = *step;
+    let meta =
+        op.meta.as_ref().ok_or_else(|| Cause::Invalid("a process without parameters".into()))?;
+    if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
+        return Err(Cause::Unsupported(format!("the device {:?}", device.name)).into());
+    }
+    let limits = resource_limits(meta)?;
+    let groups = control_groups(meta, vertex.resources.as_ref()).await?;
+    let mut secret_env = vec![];
+    for variable in &op.secretenv {
+        let found = mounts::secret(services, &variable.id, variable.optional).await?;
+        secret_env.extend(found.map(|secret| (variable.name.clone(), secret.expose().into())));
+    }
+    let sources = mounts::Sources {
+        store: &worker.store,
+        services,
+        inputs: step.inputs,
+        keys: step.keys,
+        cwd: &meta.cwd,
+    };
+    let mut mounts = Mounts::prepare(op, &sources).await?;
     let command = meta.args.join(" ");
     let spec = ExecSpec {
-        lower: folders.lower.clone(),
+        lower: mounts.root.lower.clone(),
         stub: worker.store.stub_folder(),
-        upper: folders.upper(),
-        work: folders.work(),
-        readonly_root: false,
-        mounts,
+        upper: mounts.root.upper(),
+        work: mounts.root.work(),
+        readonly_root: mounts.readonly_root,
+        mounts: std::mem::take(&mut mounts.mounts),
         args: meta.args.clone(),
         env: environment(meta),
         cwd: meta.cwd.clone(),
@@ -60,134 +79,110 @@ pub(crate) async fn run(
         hostname: meta.hostname.clone(),
         // A network of its own is not built yet: a step is given the host's, as its documentation says.
         network: if op.network == pb::NetMode::None as i32 { Network::None } else { Network::Host },
-        insecure: false,
+        insecure: op.security == pb::SecurityMode::Insecure as i32,
         extra_hosts: meta
             .extra_hosts
             .iter()
             .map(|host| (host.host.clone(), host.ip.clone()))
             .collect(),
         resolv_conf: None,
-        platform,
+        platform: vertex.platform.clone().unwrap_or_else(Platform::host),
         tty: false,
+        secret_env,
+        limits: Limits { resources: limits, ..groups.limits() },
     };
-    let done = execute(worker, progress, vertex, spec).await;
+    let done = execute(worker, step.progress, vertex, spec).await;
+    drop_groups(groups).await;
     let cause = match done {
         Ok(exit) if is_success(meta, exit.code) => {
-            let (store, name) = (worker.store.clone(), vertex.name.clone());
-            let layer = blocking::run(move || folders.finish(&store, &exit, &name)).await?;
-            let mut outputs = vec![Snapshot::default(); output + 1];
-            outputs[output] = base.with(layer);
-            return Ok(outputs);
+            let recursive = meta.remove_mount_stubs_recursive;
+            return mounts.finish(&worker.store, &exit, recursive, &vertex.name).await;
         }
         Ok(exit) => Cause::Exit { command, code: exit.code, hint: hint(&exit) },
         Err(error) => Cause::Start { command, error },
     };
-    // What a failed step wrote helps nobody; a process that lives long would gather it.
-    if let Err(error) = blocking::run(move || folders.discard()).await {
-        tracing::debug!(%error, "what a failed step wrote stays behind until this process ends");
-    }
+    mounts.discard().await;
     Err(cause.into())
+}
+
+/// Returns an operation as it counts for a key: without what changes how a process works but not what it gives.
+pub(crate) fn keyed(op: &pb::ExecOp) -> pb::ExecOp {
+    let mut op = op.clone();
+    if let Some(meta) = &mut op.meta {
+        // A proxy changes how bytes arrive, not which.
+        meta.proxy_env = None;
+        for host in &mut meta.extra_hosts {
+            host.ip.clear();
+        }
+    }
+    for mount in &mut op.mounts {
+        // A cache is no part of what a step is, nor is its name, unless that is all there is to tell mounts apart.
+        if let Some(cache) = &mut mount.cache_opt {
+            let usual = cache.sharing == pb::CacheSharingOpt::Shared as i32
+                && (cache.id == mount.dest || cache.id.ends_with(&format!("/{}", mount.dest)));
+            if !usual {
+                *cache = pb::CacheOpt::default();
+            }
+        }
+    }
+    op
+}
+
+fn resource_limits(meta: &pb::Meta) -> Result<Vec<ResourceLimit>> {
+    let bound = |value: i64| u64::try_from(value).ok();
+    meta.ulimit
+        .iter()
+        .map(|limit| {
+            ResourceLimit::new(&limit.name, bound(limit.soft), bound(limit.hard))
+                .map_err(|reason| Cause::Invalid(reason).into())
+        })
+        .collect()
+}
+
+/// Makes the groups that a process is to run in; none where nothing asks for one.
+async fn control_groups(
+    meta: &pb::Meta,
+    resources: Option<&pb::LinuxResources>,
+) -> Result<ControlGroups> {
+    let limits = resources.map(group_limits).unwrap_or_default();
+    if meta.cgroup_parent.is_empty() && limits.is_empty() {
+        return Ok(ControlGroups::default());
+    }
+    let parent = meta.cgroup_parent.clone();
+    let made = blocking::run(move || {
+        Ok(Hierarchies::find()
+            .and_then(|hierarchies| ControlGroups::create(&hierarchies, &parent, &limits)))
+    });
+    made.await?.map_err(|error| Cause::Invalid(error.to_string()).into())
+}
+
+fn group_limits(resources: &pb::LinuxResources) -> GroupLimits {
+    let some = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    let text = |value: &String| Some(value.clone()).filter(|value| !value.is_empty());
+    GroupLimits {
+        memory: some(resources.memory),
+        memory_swap: Some(resources.memory_swap).filter(|value| *value != 0),
+        cpu_shares: Some(resources.cpu_shares).filter(|value| *value > 0),
+        cpu_period: Some(resources.cpu_period).filter(|value| *value > 0),
+        cpu_quota: Some(resources.cpu_quota).filter(|value| *value != 0),
+        cpuset_cpus: text(&resources.cpuset_cpus),
+        cpuset_mems: text(&resources.cpuset_mems),
+    }
+}
+
+/// Removing a group waits for the kernel.
+async fn drop_groups(groups: ControlGroups) {
+    let dropped = blocking::run(move || {
+        drop(groups);
+        Ok(())
+    });
+    if let Err(error) = dropped.await {
+        tracing::debug!(%error, "a control group stays behind");
+    }
 }
 
 fn is_success(meta: &pb::Meta, code: i32) -> bool {
     if meta.valid_exit_codes.is_empty() { code == 0 } else { meta.valid_exit_codes.contains(&code) }
-}
-/// Takes an operation apart, refusing what is not built yet.
-fn read<'a>(
-    op: &'a pb::ExecOp,
-    inputs: &[Snapshot],
-) -> Result<(&'a pb::Meta, Snapshot, usize, Vec<OtherMount>)> {
-    let unsupported = |what: &str| Err(Cause::Unsupported(what.to_owned()).into());
-    let meta =
-        op.meta.as_ref().ok_or_else(|| Cause::Invalid("a process without parameters".into()))?;
-    if op.security != pb::SecurityMode::Sandbox as i32 {
-        return unsupported("insecure execution");
-    }
-    if !op.secretenv.is_empty() || !op.cdi_devices.is_empty() {
-        return unsupported("a secret or device for a process");
-    }
-    if !meta.ulimit.is_empty() || !meta.cgroup_parent.is_empty() {
-        return unsupported("a resource limit for a process");
-    }
-    let (roots, others): (Vec<_>, Vec<_>) = op.mounts.iter().partition(|mount| mount.dest == "/");
-    let [root] = roots.as_slice() else {
-        return unsupported("a process with two root file systems");
-    };
-    if root.mount_type != pb::MountType::Bind as i32
-        || root.readonly
-        || !matches!(root.selector.as_str(), "" | "/")
-    {
-        return unsupported("a root file system that is read-only or part of a larger one");
-    }
-    let output = usize::try_from(root.output)
-        .map_err(|_| Cause::Unsupported("a process whose changes are thrown away".into()))?;
-    let base =
-        usize::try_from(root.input).ok().and_then(|at| inputs.get(at)).cloned().unwrap_or_default();
-    let others =
-        others.into_iter().map(|mount| OtherMount::read(mount, inputs)).collect::<Result<_>>()?;
-    Ok((meta, base, output, others))
-}
-
-/// A mount besides the root.
-#[derive(Debug)]
-struct OtherMount {
-    dest: String,
-    kind: OtherKind,
-}
-
-#[derive(Debug)]
-enum OtherKind {
-    Layers { snapshot: Snapshot, subpath: Option<String>, readonly: bool },
-    Tmpfs { size: Option<u64> },
-}
-
-impl OtherMount {
-    fn read(mount: &pb::Mount, inputs: &[Snapshot]) -> Result<Self> {
-        let unsupported = |what: &str| Err(Cause::Unsupported(what.to_owned()).into());
-        let kind = match pb::MountType::try_from(mount.mount_type) {
-            Ok(pb::MountType::Bind) if mount.output >= 0 => {
-                return unsupported("a mount whose changes become a result of their own");
-            }
-            Ok(pb::MountType::Bind) => {
-                let input =
-                    usize::try_from(mount.input).ok().and_then(|at| inputs.get(at)).cloned();
-                OtherKind::Layers {
-                    snapshot: input.unwrap_or_default(),
-                    subpath: Some(mount.selector.clone())
-                        .filter(|path| !matches!(path.as_str(), "" | "/")),
-                    readonly: mount.readonly,
-                }
-            }
-            Ok(pb::MountType::Tmpfs) => {
-                let size = mount.tmpfs_opt.as_ref().and_then(|opt| u64::try_from(opt.size).ok());
-                OtherKind::Tmpfs { size: size.filter(|size| *size > 0) }
-            }
-            Ok(pb::MountType::Cache) => return unsupported("a cache mount"),
-            Ok(pb::MountType::Secret) => return unsupported("a secret mount"),
-            Ok(pb::MountType::Ssh) => return unsupported("an SSH agent mount"),
-            Err(_) => return unsupported("a mount of an unknown kind"),
-        };
-        Ok(Self { dest: mount.dest.clone(), kind })
-    }
-
-    fn prepare(self, store: &Store) -> slipway_store::Result<ExecMount> {
-        let kind = match self.kind {
-            OtherKind::Tmpfs { size } => ExecMountKind::Tmpfs { size },
-            OtherKind::Layers { snapshot, subpath, readonly: true } => ExecMountKind::Overlay {
-                lower: store.folders(&snapshot.layers)?,
-                writable: None,
-                subpath,
-                readonly: true,
-            },
-            OtherKind::Layers { snapshot, subpath, readonly: false } => {
-                // What is written is thrown away with this process's unfinished work.
-                let folders = StepFolders::prepare(store, &snapshot.layers)?;
-                let writable = Some(Writable { upper: folders.upper(), work: folders.work() });
-                ExecMountKind::Overlay { lower: folders.lower, writable, subpath, readonly: false }
-            }
-        };
-        Ok(ExecMount { dest: self.dest, kind })
-    }
 }
 
 fn environment(meta: &pb::Meta) -> Vec<String> {
@@ -301,15 +296,14 @@ impl StepFolders {
     fn finish(
         self,
         store: &Store,
-        exit: &Exit,
+        stubs: &[MountStub],
         name: &str,
     ) -> slipway_store::Result<slipway_store::snapshot::LayerId> {
         let upper = self.upper();
         let failed = |what: &Path, error: std::io::Error| {
             Error::io(format!("cannot clean up {}", what.display()), error)
         };
-        executor::remove_stubs(&upper, &exit.created_stubs)
-            .map_err(|error| failed(&upper, error))?;
+        executor::remove_stubs(&upper, stubs).map_err(|error| failed(&upper, error))?;
         let work = self.work();
         fs::remove_dir_all(&work).map_err(|error| failed(&work, error))?;
         store.adopt_folder(&self.home, name)

@@ -41,7 +41,7 @@ pub(crate) fn source_digest(copy: &pb::FileActionCopy, source: &View) -> Result<
     let mut hash = Sha256::new();
     let wildcard = is_wildcard(copy);
     let mut buffer = vec![];
-    let exclusion = Exclusion::new(copy)?;
+    let selection = Selection::new(copy)?;
     for found in find(copy, source)? {
         hash.update(b"match");
         // Under a literal name the content may be called anything: the operation itself names the destination.
@@ -50,7 +50,7 @@ pub(crate) fn source_digest(copy: &pb::FileActionCopy, source: &View) -> Result<
         }
         found.entry.hash_into(&mut hash, &mut buffer)?;
         if found.entry.is_directory() {
-            walk_taken(source, &found.path, &exclusion, &mut |relative, entry| {
+            walk_taken(source, &found.path, &selection, &mut |relative, entry| {
                 hash.update(b"child");
                 hash_bytes(&mut hash, relative);
                 Ok(entry.hash_into(&mut hash, &mut buffer)?)
@@ -90,17 +90,17 @@ fn walk(
 fn walk_taken(
     view: &View,
     directory: &[u8],
-    exclusion: &Exclusion,
+    selection: &Selection,
     visitor: &mut dyn FnMut(&[u8], &Entry) -> Result<()>,
 ) -> Result<()> {
-    // Excluded directories on the way to the current path: they are taken after all when something in them is.
+    // Directories on the way to the current path that are not taken: they are after all when something in them is.
     let mut waiting: Vec<(Vec<u8>, Entry)> = vec![];
     walk(view, directory, &mut |relative, entry| {
         waiting.retain(|(parent, _)| {
             relative.strip_prefix(parent.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
         });
-        if exclusion.excludes(relative) {
-            let look = entry.is_directory() && exclusion.may_hold(relative);
+        if !selection.takes(relative) {
+            let look = entry.is_directory() && selection.may_hold(relative);
             if look {
                 waiting.push((relative.to_vec(), entry.clone()));
             }
@@ -114,28 +114,74 @@ fn walk_taken(
     })
 }
 
-/// `--exclude`.
-struct Exclusion(Option<PatternMatcher>);
+/// Which part of a directory a copy takes: what matches its include patterns, if it has any, and not its exclude
+/// patterns. Paths are relative to the directory.
+struct Selection {
+    include: Option<PatternMatcher>,
+    exclude: Option<PatternMatcher>,
+}
 
-impl Exclusion {
+impl Selection {
     fn new(copy: &pb::FileActionCopy) -> Result<Self> {
-        if copy.exclude_patterns.is_empty() {
-            return Ok(Self(None));
-        }
-        let matcher = PatternMatcher::new(&copy.exclude_patterns)
-            .map_err(|error| Cause::Invalid(format!("cannot use the exclude patterns: {error}")))?;
-        Ok(Self(Some(matcher)))
+        let compile = |patterns: &[String], which: &str| -> Result<Option<PatternMatcher>> {
+            if patterns.is_empty() {
+                return Ok(None);
+            }
+            let matcher = PatternMatcher::new(patterns).map_err(|error| {
+                Cause::Invalid(format!("cannot use the {which} patterns: {error}"))
+            })?;
+            Ok(Some(matcher))
+        };
+        Ok(Self {
+            include: compile(&copy.include_patterns, "include")?,
+            exclude: compile(&copy.exclude_patterns, "exclude")?,
+        })
     }
 
-    fn excludes(&self, relative: &[u8]) -> bool {
-        self.0.as_ref().is_some_and(|matcher| matcher.matches(&String::from_utf8_lossy(relative)))
+    fn takes(&self, relative: &[u8]) -> bool {
+        let path = String::from_utf8_lossy(relative);
+        self.include.as_ref().is_none_or(|matcher| matcher.matches(&path))
+            && !self.exclude.as_ref().is_some_and(|matcher| matcher.matches(&path))
     }
 
-    /// Whether an excluded directory may hold something that is not.
+    /// Whether a directory that is not taken may hold something that is.
     fn may_hold(&self, relative: &[u8]) -> bool {
-        self.0
-            .as_ref()
-            .is_some_and(|matcher| !matcher.may_skip_dir(&String::from_utf8_lossy(relative)))
+        let path = String::from_utf8_lossy(relative);
+        let excluded = self.exclude.as_ref().filter(|matcher| matcher.matches(&path));
+        excluded.is_none_or(|matcher| !matcher.may_skip_dir(&path))
+    }
+}
+
+/// Checks that what must be there is among what a copy takes.
+fn require(copy: &pb::FileActionCopy, source: &View, found: &[Match]) -> Result<()> {
+    if copy.required_paths.is_empty() {
+        return Ok(());
+    }
+    let mut missing: Vec<Vec<u8>> =
+        copy.required_paths.iter().map(|path| clean(path.as_bytes())).collect();
+    let mut seen = |path: &[u8]| {
+        missing.retain(|wanted| {
+            let below = path.strip_prefix(wanted.as_slice());
+            !below.is_some_and(|rest| wanted.is_empty() || rest.is_empty() || rest[0] == b'/')
+        });
+    };
+    let selection = Selection::new(copy)?;
+    for found in found {
+        if found.entry.is_directory() {
+            walk_taken(source, &found.path, &selection, &mut |relative, _| {
+                seen(&join(&found.path, relative));
+                Ok(())
+            })?;
+        } else {
+            seen(&found.path);
+        }
+    }
+    match missing.first() {
+        None => Ok(()),
+        Some(path) => {
+            Err(Cause::Missing(format!("{:?}: not found", format!("/{}", path.escape_ascii())))
+                .into())
+        }
     }
 }
 
@@ -145,9 +191,12 @@ fn is_wildcard(copy: &pb::FileActionCopy) -> bool {
 
 /// Finds what a copy reads.
 fn find(copy: &pb::FileActionCopy, source: &View) -> Result<Vec<Match>> {
-    if !copy.include_patterns.is_empty() || !copy.required_paths.is_empty() {
-        return Err(Cause::Unsupported("copying with include patterns".into()).into());
-    }
+    let found = find_matches(copy, source)?;
+    require(copy, source, &found)?;
+    Ok(found)
+}
+
+fn find_matches(copy: &pb::FileActionCopy, source: &View) -> Result<Vec<Match>> {
     let src = clean(copy.src.as_bytes());
     let missing = || Cause::Missing(format!("{:?}: not found", format!("/{}", src.escape_ascii())));
     if !is_wildcard(copy) {
@@ -529,8 +578,8 @@ impl<'a> Copier<'a> {
     }
 
     fn copy_children(&mut self, from: &[u8], dest: &[u8]) -> Result<()> {
-        let exclusion = Exclusion::new(self.copy)?;
-        walk_taken(self.source, from, &exclusion, &mut |relative, entry| {
+        let selection = Selection::new(self.copy)?;
+        walk_taken(self.source, from, &selection, &mut |relative, entry| {
             self.place(&join(dest, relative), entry)
         })
     }
@@ -566,10 +615,19 @@ impl<'a> Copier<'a> {
 
     /// Unpacks a local archive into a folder of its own; `None` when the match is not an archive.
     fn unpack(&self, found: &Match) -> Result<Option<std::path::PathBuf>> {
-        let Kind::File { content: Content::Host { path, .. }, .. } = &found.entry.kind else {
-            return Ok(None);
-        };
-        Ok(slipway_store::archive::unpack(self.context.store, path)?)
+        match &found.entry.kind {
+            Kind::File { content: Content::Host { path, .. }, .. } => {
+                Ok(slipway_store::archive::unpack(self.context.store, path)?)
+            }
+            Kind::File { content: Content::Inline(bytes), .. } => {
+                let path = self.context.store.temporary("inline");
+                std::fs::write(&path, bytes).map_err(|error| {
+                    slipway_store::Error::io(format!("cannot write {}", path.display()), error)
+                })?;
+                Ok(slipway_store::archive::unpack(self.context.store, &path)?)
+            }
+            _ => Ok(None),
+        }
     }
 
     fn merge_unpacked(&mut self, folder: &Path, dest: &[u8]) -> Result<()> {

@@ -33,6 +33,16 @@ pub fn marshal(state: &State, source: Option<&SourceFile>) -> Option<Definition>
         metadata.ignore_cache |= vertex.metadata.ignore_cache;
         let description = vertex.metadata.description.iter();
         metadata.description.extend(description.map(|(key, value)| (key.clone(), value.clone())));
+        if vertex.metadata.progress_group.is_some() {
+            metadata.progress_group.clone_from(&vertex.metadata.progress_group);
+        }
+        if vertex.metadata.linux_resources.is_some() {
+            metadata.linux_resources.clone_from(&vertex.metadata.linux_resources);
+        }
+        if vertex.metadata.export_cache.is_some() {
+            metadata.export_cache.clone_from(&vertex.metadata.export_cache);
+        }
+        metadata.caps.extend(vertex.metadata.caps.iter().map(|(cap, on)| (cap.clone(), *on)));
         if source.is_some() && !vertex.lines.is_empty() {
             let entry: &mut pb::Locations = locations.entry(digest.to_string()).or_default();
             entry.locations.push(location(&vertex.lines));
@@ -91,7 +101,7 @@ fn location(lines: &[Lines]) -> pb::Location {
 mod tests {
     use super::*;
     use crate::Platform;
-    use crate::llb::{Copy, Exec, FileActions, VertexOptions};
+    use crate::llb::{Copy, Exec, ExecMount, FileActions, MountOptions, VertexOptions};
 
     fn named(name: &str) -> VertexOptions {
         VertexOptions { name: name.into(), ..Default::default() }
@@ -136,8 +146,9 @@ mod tests {
         let both = State::merge(&[one.clone(), two.clone()], VertexOptions::default());
         let source = SourceFile { filename: "F".into(), ..Default::default() };
         let definition = marshal(&both, Some(&source)).unwrap();
-        // Two equal inputs of one op are listed once.
-        assert_eq!(definition.vertices().unwrap()[1].1.inputs.len(), 1);
+        // A merge lists an input as often as it was given; the vertex itself stands there once.
+        assert_eq!(definition.vertices().unwrap()[1].1.inputs.len(), 2);
+        assert_eq!(definition.ops.len(), 3);
         let one = State::scratch()
             .file(FileActions::new().copy(&one, Copy::default()), VertexOptions::default());
         let definition =
@@ -183,6 +194,58 @@ mod tests {
             (exec.mounts[0].input, exec.mounts[0].output, exec.mounts[0].dest.as_str()),
             (-1, 0, "/")
         );
+    }
+
+    #[test]
+    fn mounts_come_in_the_order_of_the_protocol() {
+        let secret =
+            |id: &str| MountOptions::Secret(pb::SecretOpt { id: id.into(), ..Default::default() });
+        let mount =
+            |dest: &str, options| ExecMount { dest: dest.into(), options, ..Default::default() };
+        let exec = Exec {
+            mounts: vec![
+                mount("/ssh", MountOptions::Ssh(pb::SshOpt::default())),
+                mount("/b", MountOptions::Tmpfs(pb::TmpfsOpt::default())),
+                mount("/z", secret("z")),
+                mount("/a", MountOptions::Cache(pb::CacheOpt::default())),
+                mount("/c", secret("c")),
+            ],
+            devices: vec![pb::CdiDevice { name: "d".into(), optional: true }],
+            ..Default::default()
+        };
+        let definition = marshal(&local().exec(exec, VertexOptions::default()), None).unwrap();
+        let (_, op) = definition.vertices().unwrap().pop().unwrap();
+        let Some(pb::op::Op::Exec(exec)) = op.op else { panic!("not an exec op") };
+        let seen: Vec<_> =
+            exec.mounts.iter().map(|m| (m.dest.as_str(), m.input, m.output)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("/", 0, 0),
+                ("/a", -1, -1),
+                ("/b", -1, -1),
+                ("/z", -1, 0),
+                ("/c", -1, 0),
+                ("/ssh", -1, 0)
+            ]
+        );
+        assert_eq!(exec.cdi_devices.len(), 1);
+    }
+
+    #[test]
+    fn graphs_made_elsewhere_can_be_built_on() {
+        let context = local();
+        let made = State::scratch()
+            .file(FileActions::new().copy(&context, Copy::default()), named("made elsewhere"));
+        let definition = marshal(&made, None).unwrap();
+        let taken = State::from_definition(&definition).unwrap();
+        assert_eq!(taken.digest(), made.digest());
+        assert_eq!(marshal(&taken, None).unwrap(), definition);
+        let merged = State::merge(&[taken, local()], VertexOptions::default());
+        assert_eq!(marshal(&merged, None).unwrap().ops.len(), 4);
+        assert!(State::from_definition(&Definition::default()).is_err());
+        assert_eq!(context.source_op().unwrap().identifier, "local://context");
+        assert_eq!(made.source_op(), None);
     }
 
     #[test]

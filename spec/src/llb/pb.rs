@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 /// One step of the graph.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Op {
     #[prost(message, repeated, tag = "1")]
     pub inputs: Vec<Input>,
@@ -21,7 +21,7 @@ pub struct Op {
 }
 
 /// What the step runs on or is made for.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Platform {
     #[prost(string, tag = "1")]
     pub architecture: String,
@@ -36,7 +36,7 @@ pub struct Platform {
 }
 
 /// An output of another vertex.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Input {
     #[prost(string, tag = "1")]
     pub digest: String,
@@ -45,7 +45,7 @@ pub struct Input {
 }
 
 /// Runs a process on mounts.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct ExecOp {
     #[prost(message, optional, tag = "1")]
     pub meta: Option<Meta>,
@@ -62,7 +62,7 @@ pub struct ExecOp {
 }
 
 /// What a process is started with.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Meta {
     #[prost(string, repeated, tag = "1")]
     pub args: Vec<String>,
@@ -89,7 +89,7 @@ pub struct Meta {
 }
 
 /// A line of `/etc/hosts`.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct HostIp {
     #[prost(string, tag = "1")]
     pub host: String,
@@ -98,7 +98,7 @@ pub struct HostIp {
 }
 
 /// A resource limit of a process.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Ulimit {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -109,7 +109,7 @@ pub struct Ulimit {
 }
 
 /// A secret given as an environment variable.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct SecretEnv {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -120,7 +120,7 @@ pub struct SecretEnv {
 }
 
 /// A device named as the container device interface does.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct CdiDevice {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -129,7 +129,7 @@ pub struct CdiDevice {
 }
 
 /// A mount of an [`ExecOp`]; `input` and `output` are -1 for none.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Mount {
     #[prost(int64, tag = "1")]
     pub input: i64,
@@ -158,14 +158,14 @@ pub struct Mount {
 }
 
 /// Options of a tmpfs mount.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct TmpfsOpt {
     #[prost(int64, tag = "1")]
     pub size: i64,
 }
 
 /// Options of a cache mount.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct CacheOpt {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -174,7 +174,7 @@ pub struct CacheOpt {
 }
 
 /// Options of a secret mount.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct SecretOpt {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -189,7 +189,7 @@ pub struct SecretOpt {
 }
 
 /// Options of an SSH agent mount.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct SshOpt {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -204,7 +204,7 @@ pub struct SshOpt {
 }
 
 /// Brings files from outside: an image, the context, a repository.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct SourceOp {
     #[prost(string, tag = "1")]
     pub identifier: String,
@@ -213,7 +213,7 @@ pub struct SourceOp {
 }
 
 /// Solves a definition that is itself the result of a step.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct BuildOp {
     #[prost(int64, tag = "1")]
     pub builder: i64,
@@ -226,14 +226,14 @@ pub struct BuildOp {
 }
 
 /// A named input of a [`BuildOp`].
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct BuildInput {
     #[prost(int64, tag = "1")]
     pub input: i64,
 }
 
 /// What is said about a vertex without being part of its identity.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct OpMetadata {
     #[prost(bool, tag = "1")]
     pub ignore_cache: bool,
@@ -250,7 +250,7 @@ pub struct OpMetadata {
 }
 
 /// Where vertices come from in what the user wrote.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Source {
     #[prost(btree_map = "string, message", tag = "1")]
     pub locations: BTreeMap<String, Locations>,
@@ -259,14 +259,14 @@ pub struct Source {
 }
 
 /// All places of one vertex.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Locations {
     #[prost(message, repeated, tag = "1")]
     pub locations: Vec<Location>,
 }
 
 /// A file the user wrote.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct SourceInfo {
     #[prost(string, tag = "1")]
     pub filename: String,
@@ -279,7 +279,7 @@ pub struct SourceInfo {
 }
 
 /// A place in one file.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Location {
     #[prost(int32, tag = "1")]
     pub source_index: i32,
@@ -288,7 +288,7 @@ pub struct Location {
 }
 
 /// From a position to a position.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Range {
     #[prost(message, optional, tag = "1")]
     pub start: Option<Position>,
@@ -297,7 +297,7 @@ pub struct Range {
 }
 
 /// A line, counted from 1, and a character in it.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Position {
     #[prost(int32, tag = "1")]
     pub line: i32,
@@ -306,14 +306,14 @@ pub struct Position {
 }
 
 /// Overrides whether the vertex is exported to caches.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
 pub struct ExportCache {
     #[prost(bool, tag = "1")]
     pub value: bool,
 }
 
 /// Vertices shown together.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct ProgressGroup {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -324,7 +324,7 @@ pub struct ProgressGroup {
 }
 
 /// Control group limits of a process.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct LinuxResources {
     #[prost(int64, tag = "1")]
     pub memory: i64,
@@ -343,7 +343,7 @@ pub struct LinuxResources {
 }
 
 /// Proxy settings, which are no part of a step's identity.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct ProxyEnv {
     #[prost(string, tag = "1")]
     pub http_proxy: String,
@@ -358,14 +358,14 @@ pub struct ProxyEnv {
 }
 
 /// Which workers may run the step.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct WorkerConstraints {
     #[prost(string, repeated, tag = "1")]
     pub filter: Vec<String>,
 }
 
 /// A marshalled graph.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Definition {
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub def: Vec<Vec<u8>>,
@@ -376,14 +376,14 @@ pub struct Definition {
 }
 
 /// Changes files without running a process.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct FileOp {
     #[prost(message, repeated, tag = "2")]
     pub actions: Vec<FileAction>,
 }
 
 /// One change. Inputs below the number of op inputs are those; the rest are outputs of earlier actions; -1 is none.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct FileAction {
     #[prost(int64, tag = "1")]
     pub input: i64,
@@ -396,7 +396,7 @@ pub struct FileAction {
 }
 
 /// Copies from the secondary input. `mode` and `timestamp` (nanoseconds) are -1 to keep what the source has.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct FileActionCopy {
     #[prost(string, tag = "1")]
     pub src: String,
@@ -433,7 +433,7 @@ pub struct FileActionCopy {
 }
 
 /// Makes a file.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct FileActionMkFile {
     #[prost(string, tag = "1")]
     pub path: String,
@@ -448,7 +448,7 @@ pub struct FileActionMkFile {
 }
 
 /// Makes a symbolic link.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct FileActionSymlink {
     #[prost(string, tag = "1")]
     pub oldpath: String,
@@ -461,7 +461,7 @@ pub struct FileActionSymlink {
 }
 
 /// Makes a directory.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct FileActionMkDir {
     #[prost(string, tag = "1")]
     pub path: String,
@@ -476,7 +476,7 @@ pub struct FileActionMkDir {
 }
 
 /// Removes a file or directory.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct FileActionRm {
     #[prost(string, tag = "1")]
     pub path: String,
@@ -487,7 +487,7 @@ pub struct FileActionRm {
 }
 
 /// Who owns what is made.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct ChownOpt {
     #[prost(message, optional, tag = "1")]
     pub user: Option<UserOpt>,
@@ -496,14 +496,14 @@ pub struct ChownOpt {
 }
 
 /// A user or group, by name or number.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct UserOpt {
     #[prost(oneof = "user_opt::User", tags = "1, 2")]
     pub user: Option<user_opt::User>,
 }
 
 /// A name to look up in the files of an input.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct NamedUserOpt {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -512,35 +512,35 @@ pub struct NamedUserOpt {
 }
 
 /// A layer of a [`MergeOp`].
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct MergeInput {
     #[prost(int64, tag = "1")]
     pub input: i64,
 }
 
 /// Lays inputs over each other; later ones win.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct MergeOp {
     #[prost(message, repeated, tag = "1")]
     pub inputs: Vec<MergeInput>,
 }
 
 /// What a difference starts from; -1 is nothing.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct LowerDiffInput {
     #[prost(int64, tag = "1")]
     pub input: i64,
 }
 
 /// What a difference leads to; -1 is nothing.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct UpperDiffInput {
     #[prost(int64, tag = "1")]
     pub input: i64,
 }
 
 /// The changes from lower to upper.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct DiffOp {
     #[prost(message, optional, tag = "1")]
     pub lower: Option<LowerDiffInput>,
@@ -549,7 +549,7 @@ pub struct DiffOp {
 }
 
 /// Returns inputs as they are, under an identity of its own.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct PassthroughOp {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -607,7 +607,7 @@ pub enum CacheSharingOpt {
 pub mod op {
     /// One of these.
     #[expect(clippy::large_enum_variant, reason = "named and typed as prost would generate it")]
-    #[derive(Clone, PartialEq, prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, prost::Oneof)]
     pub enum Op {
         #[prost(message, tag = "2")]
         Exec(super::ExecOp),
@@ -629,7 +629,7 @@ pub mod op {
 /// The kinds of [`FileAction`].
 pub mod file_action {
     /// One of these.
-    #[derive(Clone, PartialEq, prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, prost::Oneof)]
     pub enum Action {
         #[prost(message, tag = "4")]
         Copy(super::FileActionCopy),
@@ -647,7 +647,7 @@ pub mod file_action {
 /// The kinds of [`UserOpt`].
 pub mod user_opt {
     /// One of these.
-    #[derive(Clone, PartialEq, prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, prost::Oneof)]
     pub enum User {
         #[prost(message, tag = "1")]
         ByName(super::NamedUserOpt),

@@ -4,12 +4,12 @@
 //! the old one stays usable, so graphs branch freely. A vertex is serialised when it is made, which is possible because
 //! its inputs exist already; [`super::marshal`] only gathers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use prost::Message as _;
 
-use super::pb;
+use super::{Definition, DefinitionError, pb};
 use crate::{Digest, ImageReference, Platform};
 
 /// The file system that a vertex makes, or nothing.
@@ -67,6 +67,10 @@ pub struct VertexOptions {
     pub lines: Vec<Lines>,
     /// What a process or image is for; other vertices have no platform.
     pub platform: Option<Platform>,
+    /// Vertices to show as one.
+    pub progress_group: Option<pb::ProgressGroup>,
+    /// What a process may use; no part of the vertex, so that a limit does not spoil the cache.
+    pub linux_resources: Option<pb::LinuxResources>,
 }
 
 /// A process to run.
@@ -80,6 +84,8 @@ pub struct Exec {
     pub security: pb::SecurityMode,
     /// Secrets in its environment.
     pub secret_env: Vec<pb::SecretEnv>,
+    /// Devices it sees.
+    pub devices: Vec<pb::CdiDevice>,
     /// Mounts beside the root.
     pub mounts: Vec<ExecMount>,
 }
@@ -162,6 +168,8 @@ pub struct Copy {
     pub include_patterns: Vec<String>,
     /// Do not copy these.
     pub exclude_patterns: Vec<String>,
+    /// Fail when one of these does not exist.
+    pub required_paths: Vec<String>,
     /// Nanoseconds since 1970 for everything made; `None` keeps the source's times.
     pub timestamp: Option<i64>,
 }
@@ -213,7 +221,8 @@ impl FileActions {
             timestamp: copy.timestamp.unwrap_or(-1),
             include_patterns: copy.include_patterns,
             exclude_patterns: copy.exclude_patterns,
-            ..Default::default()
+            required_paths: copy.required_paths,
+            always_replace_existing_dest_paths: false,
         };
         self.steps.push(Step {
             secondary: Some(from.clone()),
@@ -272,6 +281,24 @@ impl FileActions {
         self
     }
 
+    /// Adds a directory whose parent must exist.
+    #[must_use]
+    pub fn mkdir_in(mut self, path: &str, mode: u32, owner: Option<Owner>) -> Self {
+        let action = pb::FileActionMkDir {
+            path: path.into(),
+            mode: i32::try_from(mode & 0o777).unwrap_or(0o755),
+            make_parents: false,
+            owner: None,
+            timestamp: -1,
+        };
+        self.steps.push(Step {
+            secondary: None,
+            action: pb::file_action::Action::Mkdir(action),
+            owner,
+        });
+        self
+    }
+
     /// Adds a symbolic link.
     #[must_use]
     pub fn symlink(
@@ -318,13 +345,22 @@ struct Inputs {
 impl Inputs {
     /// Returns the position of a state among the inputs, or -1 for scratch.
     fn add(&mut self, state: &State) -> i64 {
+        self.find_or_push(state, true)
+    }
+
+    /// Lists a state once more, even if it is among the inputs; -1 for scratch.
+    fn push(&mut self, state: &State) -> i64 {
+        self.find_or_push(state, false)
+    }
+
+    fn find_or_push(&mut self, state: &State, share: bool) -> i64 {
         let Some(output) = &state.output else { return -1 };
         let message = pb::Input { digest: output.vertex.digest.to_string(), index: output.index };
         // Two vertices may be the same step asked for at two places; both are kept, for what is said about them.
         if !self.vertices.iter().any(|known| Arc::ptr_eq(known, &output.vertex)) {
             self.vertices.push(Arc::clone(&output.vertex));
         }
-        let position = self.messages.iter().position(|known| *known == message);
+        let position = self.messages.iter().position(|known| share && *known == message);
         let position = position.unwrap_or_else(|| {
             self.messages.push(message);
             self.messages.len() - 1
@@ -380,28 +416,84 @@ impl State {
         Self::source(&format!("local://{name}"), attrs, options)
     }
 
+    /// Adds a file fetched over HTTP; `url` is the identifier as it stands.
+    pub fn http(url: &str, attrs: BTreeMap<String, String>, options: VertexOptions) -> Self {
+        Self::source(url, attrs, options)
+    }
+
+    /// Adds an image of the client's OCI layout.
+    pub fn oci_layout(
+        reference: &ImageReference,
+        attrs: BTreeMap<String, String>,
+        options: VertexOptions,
+    ) -> Self {
+        Self::source(&format!("oci-layout://{reference}"), attrs, options)
+    }
+
+    /// Takes up a graph that was marshalled elsewhere, so that more can be built on it.
+    ///
+    /// Its vertices keep their bytes, and so their digests; what it says of its own source files is left out.
+    ///
+    /// # Errors
+    /// When the definition is not well formed.
+    pub fn from_definition(definition: &Definition) -> Result<Self, DefinitionError> {
+        let (head, index) = definition.head()?;
+        let mut known: HashMap<String, Arc<Vertex>> = HashMap::new();
+        for (position, (digest, op)) in definition.vertices()?.into_iter().enumerate() {
+            let find = |input: &pb::Input| {
+                let missing =
+                    || DefinitionError::MissingInput { op: position, input: input.digest.clone() };
+                known.get(&input.digest).cloned().ok_or_else(missing)
+            };
+            let vertex = Vertex {
+                inputs: op.inputs.iter().map(find).collect::<Result<_, _>>()?,
+                bytes: definition.ops[position].clone(),
+                metadata: definition.metadata.get(&digest).cloned().unwrap_or_default(),
+                lines: vec![],
+                digest: digest.clone(),
+            };
+            known.insert(digest.to_string(), Arc::new(vertex));
+        }
+        let vertex = known.remove(&head.to_string()).ok_or(DefinitionError::MissingInput {
+            op: definition.ops.len().saturating_sub(1),
+            input: head.to_string(),
+        })?;
+        Ok(Self { output: Some(Output { vertex, index: to_index(index) }) })
+    }
+
+    /// Returns the source op that this state is, if it is one and nothing was built on it.
+    pub fn source_op(&self) -> Option<pb::SourceOp> {
+        let output = self.output.as_ref()?;
+        match pb::Op::decode(output.vertex.bytes.as_slice()).ok()?.op? {
+            pb::op::Op::Source(source) => Some(source),
+            _ => None,
+        }
+    }
+
     /// Adds a process whose root is this state, and returns its root afterwards.
     #[must_use]
     pub fn exec(&self, exec: Exec, options: VertexOptions) -> Self {
         let root = ExecMount { dest: "/".into(), source: self.clone(), ..Default::default() };
         let mut mounts: Vec<(bool, ExecMount)> = vec![(true, root)];
         mounts.extend(exec.mounts.into_iter().map(|mount| (false, mount)));
-        // Plain mounts are ordered by destination; secrets and sockets follow in the order given.
-        let late = |mount: &ExecMount| {
-            matches!(mount.options, MountOptions::Secret(_) | MountOptions::Ssh(_))
+        // Plain mounts are ordered by destination; secrets follow in the order given, then sockets.
+        let rank = |mount: &ExecMount| match mount.options {
+            MountOptions::Bind | MountOptions::Cache(_) | MountOptions::Tmpfs(_) => 0,
+            MountOptions::Secret(_) => 1,
+            MountOptions::Ssh(_) => 2,
         };
-        mounts.sort_by(|(_, a), (_, b)| match (late(a), late(b)) {
-            (false, false) => a.dest.cmp(&b.dest),
+        mounts.sort_by(|(_, a), (_, b)| match (rank(a), rank(b)) {
+            (0, 0) => a.dest.cmp(&b.dest),
             (first, second) => first.cmp(&second),
         });
         let mut inputs = Inputs::default();
         let mounts = mounts.into_iter().map(|(is_root, mount)| {
-            let input = if late(&mount) { -1 } else { inputs.add(&mount.source) };
+            let late = rank(&mount) > 0;
             let mut message = pb::Mount {
-                input,
+                input: if late { -1 } else { inputs.add(&mount.source) },
                 selector: mount.selector,
                 dest: mount.dest,
-                output: if is_root || late_options(&mount.options) { 0 } else { -1 },
+                output: if is_root || late { 0 } else { -1 },
                 readonly: mount.readonly,
                 ..Default::default()
             };
@@ -432,7 +524,7 @@ impl State {
             network: exec.network.into(),
             security: exec.security.into(),
             secretenv: exec.secret_env,
-            cdi_devices: vec![],
+            cdi_devices: exec.devices,
         };
         Self::vertex(pb::op::Op::Exec(message), inputs, true, options)
     }
@@ -485,7 +577,7 @@ impl State {
                 let mut inputs = Inputs::default();
                 let messages = several
                     .iter()
-                    .map(|state| pb::MergeInput { input: inputs.add(state) })
+                    .map(|state| pb::MergeInput { input: inputs.push(state) })
                     .collect();
                 Self::vertex(
                     pb::op::Op::Merge(pb::MergeOp { inputs: messages }),
@@ -504,8 +596,8 @@ impl State {
         }
         let mut inputs = Inputs::default();
         let message = pb::DiffOp {
-            lower: Some(pb::LowerDiffInput { input: inputs.add(lower) }),
-            upper: Some(pb::UpperDiffInput { input: inputs.add(upper) }),
+            lower: Some(pb::LowerDiffInput { input: inputs.push(lower) }),
+            upper: Some(pb::UpperDiffInput { input: inputs.push(upper) }),
         };
         Self::vertex(pb::op::Op::Diff(message), inputs, false, options)
     }
@@ -537,6 +629,8 @@ impl State {
         let metadata = pb::OpMetadata {
             ignore_cache: options.ignore_cache,
             description,
+            progress_group: options.progress_group,
+            linux_resources: options.linux_resources,
             ..Default::default()
         };
         let digest = Digest::of(&bytes);
@@ -544,10 +638,6 @@ impl State {
             Vertex { bytes, digest, metadata, lines: options.lines, inputs: inputs.vertices };
         Self { output: Some(Output { vertex: Arc::new(vertex), index: 0 }) }
     }
-}
-
-fn late_options(options: &MountOptions) -> bool {
-    matches!(options, MountOptions::Secret(_) | MountOptions::Ssh(_))
 }
 
 impl Owner {

@@ -7,7 +7,8 @@ use slipway_spec::llb::FileActions;
 use super::super::ast::Pair;
 use super::super::expand::Lexer;
 use super::super::go_format::{duration, plain_list, quoted_list};
-use super::super::instruction::{ArgDeclaration, CommandLine};
+use super::super::instruction::{ArgDeclaration, Command, CommandLine};
+use super::super::outline::{ArgInfo, doc_comment};
 use super::super::problem::{Problem, Result};
 use super::super::stage::Step;
 use super::{Builder, change_dir, join, name, owner, signal};
@@ -19,10 +20,11 @@ const NOT_IN_ENV: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
 
 impl Builder<'_> {
-    pub(super) fn arg(&mut self, declarations: &[ArgDeclaration]) -> Result<()> {
+    pub(super) fn arg(&mut self, declarations: &[ArgDeclaration], command: &Command) -> Result<()> {
         let mut shown = vec![];
         for declaration in declarations {
             let key = &declaration.key;
+            self.lint.secret("ARG", key, command.lines);
             // What the caller says is taken as it is; a default here wins over the global value.
             let value = match (self.plan.build_args.get(key), &declaration.default) {
                 (Some(value), _) => Some(value.clone()),
@@ -34,6 +36,17 @@ impl Builder<'_> {
             {
                 self.out.env.set(key, value);
             }
+            let given = self.plan.build_args.contains_key(key) || declaration.default.is_some();
+            // One that takes its value from before the first stage is described there.
+            if given || value.is_none() {
+                let info = ArgInfo {
+                    value: value.clone().unwrap_or_default(),
+                    description: doc_comment(&command.comments, key),
+                    ..ArgInfo::at(command.lines)
+                };
+                self.uses.declare(key, info);
+            }
+            self.uses.used.insert(key.clone());
             shown.push(match &value {
                 Some(value) => format!("{key}={value}"),
                 None => key.clone(),
@@ -46,15 +59,22 @@ impl Builder<'_> {
 
     fn expand_pairs(&self, pairs: &[Pair]) -> Result<Vec<Pair>> {
         let expand = |pair: &Pair| {
-            Ok(Pair { key: self.expand(&pair.key)?, value: self.expand(&pair.value)? })
+            Ok(Pair {
+                key: self.expand(&pair.key)?,
+                value: self.expand(&pair.value)?,
+                legacy: pair.legacy,
+            })
         };
         pairs.iter().map(expand).collect()
     }
 
-    pub(super) fn env(&mut self, pairs: &[Pair]) -> Result<()> {
+    pub(super) fn env(&mut self, pairs: &[Pair], command: &Command) -> Result<()> {
         // All pairs see the environment before the instruction.
         let pairs = self.expand_pairs(pairs)?;
-        for Pair { key, value } in &pairs {
+        for pair in &pairs {
+            self.lint.pair(command, pair);
+            let Pair { key, value, .. } = pair;
+            self.lint.secret("ENV", key, command.lines);
             self.out.env.set(key, value);
             let entry = format!("{key}={value}");
             let list = &mut self.out.config.config.env;
@@ -67,8 +87,9 @@ impl Builder<'_> {
         Ok(())
     }
 
-    pub(super) fn label(&mut self, pairs: &[Pair]) -> Result<()> {
+    pub(super) fn label(&mut self, pairs: &[Pair], command: &Command) -> Result<()> {
         let pairs = self.expand_pairs(pairs)?;
+        pairs.iter().for_each(|pair| self.lint.pair(command, pair));
         self.history(format!("LABEL {}", shown(&pairs)), false);
         self.out.config.config.labels.extend(pairs.into_iter().map(|pair| (pair.key, pair.value)));
         Ok(())
@@ -142,6 +163,9 @@ impl Builder<'_> {
 
     pub(super) fn workdir(&mut self, path: &str, step: &Step) -> Result<()> {
         let path = self.expand(path)?;
+        if !std::mem::replace(&mut self.out.workdir_set, true) {
+            self.lint.first_workdir(&path, step.command.lines);
+        }
         let current = if self.out.config.config.working_dir.is_empty() {
             "/"
         } else {

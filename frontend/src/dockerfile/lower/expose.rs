@@ -12,11 +12,12 @@ use super::Builder;
 impl Builder<'_> {
     pub(super) fn expose(&mut self, words: &[String]) -> Result<()> {
         let lexer = Lexer::new(self.plan.escape);
+        let expanded: std::result::Result<Vec<Vec<String>>, String> =
+            words.iter().map(|word| lexer.words(word, &self.out.env)).collect();
         let mut ports = vec![];
-        for word in words {
-            for word in lexer.words(word, &self.out.env).map_err(Problem::new)? {
-                ports.extend(parse(&word)?);
-            }
+        for word in expanded.map_err(Problem::new)?.iter().flatten() {
+            self.lint.port(word, self.lines);
+            ports.extend(parse(word)?);
         }
         self.history(format!("EXPOSE {}", plain_list(&ports)), false);
         self.out.config.config.exposed_ports.extend(ports.into_iter().map(|port| (port, Empty {})));

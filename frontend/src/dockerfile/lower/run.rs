@@ -5,21 +5,28 @@ use slipway_spec::llb::{Exec, ExecMount, FileActions, MountOptions, State, pb};
 use super::super::expand::Lexer;
 use super::super::files::internal;
 use super::super::heredoc::parse_mark;
-use super::super::instruction::{Command, CommandLine, Run};
+use super::super::instruction::{CommandLine, Run};
 use super::super::problem::{Problem, Result};
+use super::super::stage::Step;
 use super::{Builder, name};
 
 /// Where a here-document with a `#!` is put.
 const SCRIPTS: &str = "/dev/pipes/";
 
+/// Tells programs where the SSH agent is.
+const SSH_SOCKET: &str = "SSH_AUTH_SOCK";
+
 impl Builder<'_> {
-    pub(super) fn run(&mut self, run: &Run, command: &Command) -> Result<()> {
-        if let Some(flag) = run.unsupported.first() {
-            return Err(Problem::unsupported(&format!("RUN {flag}")));
-        }
-        let mut mounts = vec![];
+    pub(super) fn run(&mut self, run: &Run, step: &Step) -> Result<()> {
+        let command = &step.command;
+        // A process may read anything.
+        self.used.stages[self.root].insert("/".into());
+        let mut scripts = vec![];
         let mut code = command.code.clone();
-        let line = self.command_line(run, &mut mounts, &mut code)?;
+        let line = self.command_line(run, &mut scripts, &mut code)?;
+        let added = self.mounts(run, step)?;
+        let mut mounts = scripts;
+        mounts.extend(added.list);
         let words = self.with_shell(&line);
         if words.is_empty() {
             return Err(Problem::new("RUN requires at least one argument"));
@@ -37,9 +44,15 @@ impl Builder<'_> {
             "host" => pb::NetMode::Host,
             _ => settings.network,
         };
+        let mut env = self.out.env.clone();
+        if let Some(socket) = &added.ssh_socket
+            && env.get(SSH_SOCKET).is_none()
+        {
+            env.set(SSH_SOCKET, socket);
+        }
         let meta = pb::Meta {
             args: words.clone(),
-            env: self.out.env.to_vec(),
+            env: env.to_vec(),
             cwd: self.out.cwd.clone(),
             user: self.out.user.clone(),
             proxy_env: settings.proxy.clone(),
@@ -51,10 +64,24 @@ impl Builder<'_> {
             valid_exit_codes: vec![],
         };
         let lexer = Lexer { raw_quotes: true, keep_unset: true, ..Lexer::new(self.plan.escape) };
-        let text = name::instruction(&code, lexer, &self.out.env);
+        let mut shown_env = self.out.env.clone();
+        for name in &added.masked {
+            shown_env.set(name, "****");
+        }
+        let text = name::instruction(&code, lexer, &shown_env);
         let mut options = self.vertex(&text, command.lines, true, &self.out.platform.normalized());
         options.description.insert("com.docker.dockerfile.v1.command".into(), command.code.clone());
-        let exec = Exec { meta, network, mounts, ..Exec::default() };
+        options.linux_resources.clone_from(&settings.resources);
+        let security =
+            if run.insecure { pb::SecurityMode::Insecure } else { pb::SecurityMode::Sandbox };
+        let exec = Exec {
+            meta,
+            network,
+            security,
+            secret_env: added.secret_env,
+            devices: run.devices.clone(),
+            mounts,
+        };
         self.out.state = self.out.state.exec(exec, options);
         let shown = self.shown_args().into_iter().chain(words).collect::<Vec<_>>().join(" ");
         self.history(format!("RUN {shown} # buildkit"), true);

@@ -1,0 +1,193 @@
+//! What is made of a build's result, and how it reaches the client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base64::Engine as _;
+use slipway_engine::exporter::{ImageOptions, PlatformResult};
+use slipway_engine::store::blocking;
+use slipway_engine::{Build, BuildResult, Export};
+use slipway_spec::Digest;
+use slipway_spec::progress::ProgressEvent;
+use slipway_spec::wire::control::{Exporter, SolveRequest};
+use tonic::Status;
+
+use crate::failure::build_status;
+use crate::session::SessionGroup;
+use crate::session::file_send::{ExportTree, FolderTarget, SessionSink, export_tree, send_tree};
+use crate::session::file_sync::TransferProgress;
+
+/// Where outputs come from and go to.
+pub(super) struct Target<'a> {
+    pub(super) build: &'a Build,
+    pub(super) sessions: &'a SessionGroup,
+    pub(super) epoch: Option<i64>,
+}
+
+/// Returns the time of what a build makes, in seconds since 1970, where the client sets it.
+pub(super) fn epoch(request: &SolveRequest) -> Result<Option<i64>, Status> {
+    let argument = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH");
+    let attribute = request.exporters.iter().find_map(|e| e.attrs.get("source-date-epoch"));
+    let Some(text) = attribute.or(argument).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|_| {
+        Status::invalid_argument(format!(
+            "invalid SOURCE_DATE_EPOCH {text:?}: expected seconds since 1970"
+        ))
+    })
+}
+
+/// Makes all outputs; returns what the client is told of them.
+pub(super) async fn export(
+    target: &Target<'_>,
+    results: &[PlatformResult],
+    multi_platform: bool,
+    exporters: &[Exporter],
+) -> Result<BTreeMap<String, String>, Status> {
+    let mut response = BTreeMap::new();
+    for (at, exporter) in exporters.iter().enumerate() {
+        let mut attrs = exporter.attrs.clone();
+        // Clients keep these to themselves, or they were read already.
+        for name in
+            ["dest", "context", "source-date-epoch", "prefer-image-digest", "buildinfo-attrs"]
+        {
+            attrs.remove(name);
+        }
+        let mut result = BuildResult::default();
+        match exporter.r#type.as_str() {
+            "image" => {
+                let export = Export::Image(image_options(&attrs)?);
+                target.make(results, multi_platform, export, &mut result).await?;
+            }
+            kind @ ("oci" | "docker") => {
+                let mut options = image_options(&attrs)?;
+                // An OCI archive has OCI media types whatever else is said.
+                options.blobs.docker &= kind == "docker";
+                let sink = target.sink(at, &response).await?;
+                let export = Export::Archive { options, docker: kind == "docker", sink };
+                target.make(results, multi_platform, export, &mut result).await?;
+            }
+            "tar" => {
+                let split = split(&attrs)?;
+                let sink = target.sink(at, &response).await?;
+                target
+                    .make(results, multi_platform, Export::Tar { split, sink }, &mut result)
+                    .await?;
+            }
+            "local" => {
+                let split = split(&attrs)?.unwrap_or(multi_platform);
+                let whole = attrs.get("mode").is_some_and(|mode| mode == "delete");
+                target.folder(results, split, whole, at).await?;
+            }
+            other => {
+                return Err(Status::unknown(format!("exporter {other:?} could not be found")));
+            }
+        }
+        response.extend(describe(&result));
+    }
+    Ok(response)
+}
+
+impl Target<'_> {
+    async fn make(
+        &self,
+        results: &[PlatformResult],
+        multi_platform: bool,
+        export: Export,
+        result: &mut BuildResult,
+    ) -> Result<(), Status> {
+        let made = self.build.export(results, multi_platform, export, result).await;
+        made.map_err(|error| build_status(&error))
+    }
+
+    async fn sink(
+        &self,
+        exporter: usize,
+        known: &BTreeMap<String, String>,
+    ) -> Result<Box<SessionSink>, Status> {
+        let session = self.sessions.first().await.map_err(no_session)?;
+        Ok(Box::new(SessionSink::new(session, exporter, known.clone())))
+    }
+
+    async fn folder(
+        &self,
+        results: &[PlatformResult],
+        split: bool,
+        whole: bool,
+        exporter: usize,
+    ) -> Result<(), Status> {
+        let session = self.sessions.first().await.map_err(no_session)?;
+        self.build.provide(results).await.map_err(|error| build_status(&error))?;
+        let (store, all) = (self.build.engine().store().clone(), results.to_vec());
+        let options = ExportTree { split, epoch: self.epoch };
+        let tree = blocking::run(move || export_tree(&store, &all, options)).await;
+        let tree = tree.map_err(|error| build_status(&error.into()))?;
+
+        // Two outputs may have the same name; they are different work.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name: Arc<str> = "exporting to client directory".into();
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let vertex = Digest::of(format!("{name} {number}").as_bytes());
+        let record = self.build.progress().clone();
+        record.send(ProgressEvent::Started { vertex: vertex.clone(), name });
+        let progress: TransferProgress = {
+            let (record, vertex) = (record.clone(), vertex.clone());
+            Arc::new(move |status| {
+                record.send(ProgressEvent::Status {
+                    vertex: vertex.clone(),
+                    id: status.id.into(),
+                    current: status.bytes,
+                    total: 0,
+                    done: status.done,
+                });
+            })
+        };
+        let target = FolderTarget { exporter, whole, label: "copying files".into() };
+        let sent = send_tree(&session, &target, Arc::new(tree), &progress).await;
+        record.send(match &sent {
+            Ok(()) => ProgressEvent::Done { vertex },
+            Err(error) => ProgressEvent::Failed { vertex, error: error.to_string().into() },
+        });
+        sent.map_err(|error| build_status(&error.into()))
+    }
+}
+
+fn no_session(error: crate::session::SessionError) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn image_options(attrs: &BTreeMap<String, String>) -> Result<ImageOptions, Status> {
+    ImageOptions::parse(attrs).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn split(attrs: &BTreeMap<String, String>) -> Result<Option<bool>, Status> {
+    match attrs.get("platform-split").map(String::as_str) {
+        None => Ok(None),
+        Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
+        Some(other) => Err(Status::invalid_argument(format!(
+            "platform-split: {other:?} is neither true nor false"
+        ))),
+    }
+}
+
+/// What clients are told of an image, under BuildKit's names.
+fn describe(result: &BuildResult) -> BTreeMap<String, String> {
+    let mut response = BTreeMap::new();
+    if let Some(image) = &result.image {
+        response.insert("containerimage.digest".into(), image.digest.to_string());
+        if let Ok(json) = serde_json::to_vec(image) {
+            let encoded = base64::engine::general_purpose::STANDARD.encode(json);
+            response.insert("containerimage.descriptor".into(), encoded);
+        }
+    }
+    if let Some(config) = &result.config {
+        response.insert("containerimage.config.digest".into(), config.digest.to_string());
+    }
+    if !result.names.is_empty() {
+        response.insert("image.name".into(), result.names.join(","));
+    }
+    response
+}

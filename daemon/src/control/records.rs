@@ -1,0 +1,158 @@
+//! What takes space, as clients list it and have it removed.
+
+use prost_types::Timestamp;
+use slipway_engine::store::gc::{PruneOptions, UsageItem};
+use slipway_engine::store::{Store, blocking};
+use slipway_spec::wire::control::{PruneRequest, UsageRecord};
+use slipway_spec::wire::worker::WorkerRecord;
+use tonic::Status;
+
+fn failed(error: slipway_engine::store::Error) -> Status {
+    Status::unknown(error.to_string())
+}
+
+fn time(nanos: i64) -> Timestamp {
+    Timestamp {
+        seconds: nanos.div_euclid(1_000_000_000),
+        nanos: i32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
+    }
+}
+
+fn record(item: UsageItem) -> UsageRecord {
+    UsageRecord {
+        id: item.id,
+        mutable: false,
+        in_use: !item.reclaimable,
+        size: i64::try_from(item.bytes).unwrap_or(i64::MAX),
+        created_at: Some(time(item.used)),
+        last_used_at: Some(time(item.used)),
+        description: item.description,
+        record_type: "regular".into(),
+        ..UsageRecord::default()
+    }
+}
+
+/// A condition on a record: `field==value`, `field!=value`, or a field alone for one that is a flag.
+fn matches(filter: &str, record: &UsageRecord) -> Result<bool, Status> {
+    let known = |field: &str| {
+        Some(match field {
+            "id" => record.id.clone(),
+            "description" => record.description.clone(),
+            "type" => record.record_type.clone(),
+            "inuse" => record.in_use.to_string(),
+            "mutable" => record.mutable.to_string(),
+            "immutable" => (!record.mutable).to_string(),
+            "shared" => record.shared.to_string(),
+            "private" => (!record.shared).to_string(),
+            "parents" => String::new(),
+            _ => return None,
+        })
+    };
+    // All conditions between commas hold.
+    for condition in filter.split(',').filter(|condition| !condition.is_empty()) {
+        let (field, value, equal) = if let Some((field, value)) = condition.split_once("!=") {
+            (field, Some(value), false)
+        } else if let Some((field, value)) = condition.split_once("==") {
+            (field, Some(value), true)
+        } else if let Some((field, value)) = condition.split_once("~=") {
+            return Err(Status::invalid_argument(format!(
+                "the filter {field}~={value}: patterns are not supported yet"
+            )));
+        } else {
+            (condition, None, true)
+        };
+        let found = known(field).ok_or_else(|| {
+            Status::invalid_argument(format!("the filter {condition:?} has no field that is known"))
+        })?;
+        let holds = match value {
+            Some(value) => (found == value.trim_matches('"')) == equal,
+            None => found == "true",
+        };
+        if !holds {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn matches_any(filters: &[String], record: &UsageRecord) -> Result<bool, Status> {
+    if filters.is_empty() {
+        return Ok(true);
+    }
+    for filter in filters {
+        if matches(filter, record)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn all(store: &Store) -> Result<Vec<UsageRecord>, Status> {
+    let store = store.clone();
+    let usage = blocking::run(move || store.usage()).await.map_err(failed)?;
+    Ok(usage.items.into_iter().map(record).collect())
+}
+
+/// Lists what takes space; `age` is how long ago it was last used at least, in nanoseconds.
+pub(super) async fn usage(
+    store: &Store,
+    filters: &[String],
+    age: i64,
+) -> Result<Vec<UsageRecord>, Status> {
+    let limit = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
+        .saturating_sub(age);
+    let old = |record: &UsageRecord| {
+        age <= 0 || record.last_used_at.is_none_or(|used| used.seconds <= limit / 1_000_000_000)
+    };
+    let mut found = vec![];
+    for record in all(store).await? {
+        if old(&record) && matches_any(filters, &record)? {
+            found.push(record);
+        }
+    }
+    Ok(found)
+}
+
+/// Frees space, and returns what went.
+pub(super) async fn prune(
+    store: &Store,
+    request: &PruneRequest,
+) -> Result<Vec<UsageRecord>, Status> {
+    if !request.filter.is_empty() {
+        return Err(crate::failure::not_yet("pruning by a filter"));
+    }
+    if request.reserved_space > 0 || request.max_used_space > 0 || request.min_free_space > 0 {
+        return Err(crate::failure::not_yet("pruning down to a size"));
+    }
+    let before = all(store).await?;
+    let options = PruneOptions {
+        all: true,
+        older_than: (request.keep_duration > 0).then_some(request.keep_duration),
+    };
+    let pruned = store.clone();
+    blocking::run(move || pruned.prune(&options)).await.map_err(failed)?;
+    let left: std::collections::HashSet<String> =
+        all(store).await?.into_iter().map(|record| record.id).collect();
+    Ok(before.into_iter().filter(|record| !left.contains(&record.id)).collect())
+}
+
+/// Whether a worker is one that a client looks for.
+pub(super) fn matches_worker(filters: &[String], worker: &WorkerRecord) -> Result<bool, Status> {
+    let one = |filter: &String| -> Result<bool, Status> {
+        let (field, value) = filter.split_once("==").ok_or_else(|| {
+            Status::invalid_argument(format!("the filter {filter:?} is not field==value"))
+        })?;
+        let value = value.trim_matches('"');
+        let label = field.strip_prefix("labels.").map(|name| name.trim_matches('"'));
+        Ok(match label {
+            Some(name) => worker.labels.get(name).is_some_and(|found| found == value),
+            None => field == "id" && worker.id == value,
+        })
+    };
+    if filters.is_empty() {
+        return Ok(true);
+    }
+    filters.iter().map(one).try_fold(false, |any, found| Ok(any | found?))
+}

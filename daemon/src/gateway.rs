@@ -1,0 +1,559 @@
+//! What a frontend builds with: `LLBBridge`, for one build.
+//!
+//! A frontend that runs in the client reaches it over the daemon's socket; the calls of a build carry its id (see
+//! [`service`]).
+
+mod convert;
+pub mod service;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use serde_json::json;
+use slipway_engine::frontend::{FrontendResult, PlatformImage, ResolveMode};
+use slipway_engine::solver::graph::Edge;
+use slipway_engine::store::blocking;
+use slipway_engine::store::tree::Entry;
+use slipway_engine::store::view::View;
+use slipway_engine::{Build, exporter};
+use slipway_spec::llb::{Definition, pb};
+use slipway_spec::wire::fsutil::Stat;
+use slipway_spec::wire::gateway::{
+    FileRange, Ref, RefMap, ResolveImageConfigRequest, ResolveImageConfigResponse,
+    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+    Result as WireResult, SolveRequest, SolveResponse, result,
+};
+use slipway_spec::{Digest, ImageConfig, Platform};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::failure::{bridge_status, build_status, solve_status};
+use crate::record::{Announced, Record};
+use convert::{config_key, stat, to_platform};
+
+pub(crate) use convert::to_pb_platform as wire_platform;
+
+/// No more than this of a file is read at once, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
+/// What a frontend returned, or why it did not.
+type Returned = Option<Result<Outcome, Status>>;
+
+/// One build as its frontend sees it.
+#[derive(Debug)]
+pub struct Gateway {
+    build: Build,
+    record: Arc<Record>,
+    inputs: BTreeMap<String, pb::Definition>,
+    refs: Mutex<HashMap<String, Reference>>,
+    returned: watch::Sender<Returned>,
+}
+
+/// A result that a frontend may speak of.
+#[derive(Clone, Debug)]
+struct Reference {
+    edge: Option<Edge>,
+}
+
+/// What is to be exported.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The results in order.
+    pub images: Vec<OutcomeImage>,
+    /// Whether the result is to be an index even if it has one image.
+    pub multi_platform: bool,
+    /// What the frontend says of the result.
+    pub metadata: BTreeMap<String, Bytes>,
+}
+
+/// One platform's result.
+#[derive(Clone, Debug)]
+pub struct OutcomeImage {
+    /// The platform.
+    pub platform: Platform,
+    /// The file system; `None` is the empty one.
+    pub edge: Option<Edge>,
+    /// The config, without layers.
+    pub config: ImageConfig,
+    /// How many entries of its history are the base image's.
+    pub base_history: usize,
+}
+
+impl Gateway {
+    /// Offers a build to a frontend.
+    pub fn new(
+        build: Build,
+        record: Arc<Record>,
+        inputs: BTreeMap<String, pb::Definition>,
+    ) -> Self {
+        let returned = watch::Sender::new(None);
+        Self { build, record, inputs, refs: Mutex::default(), returned }
+    }
+
+    /// Waits until the frontend has said what the result is.
+    ///
+    /// # Errors
+    /// What the frontend says went wrong.
+    pub async fn returned(&self) -> Result<Outcome, Status> {
+        let mut returned = self.returned.subscribe();
+        let outcome = returned.wait_for(Option::is_some).await;
+        match outcome.ok().and_then(|outcome| outcome.clone()) {
+            Some(outcome) => outcome,
+            None => Err(Status::internal("the frontend is gone")),
+        }
+    }
+
+    fn put(&self, reference: Reference) -> String {
+        let id = crate::new_id();
+        let mut refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
+        refs.insert(id.clone(), reference);
+        id
+    }
+
+    fn get(&self, id: &str) -> Result<Reference, Status> {
+        if id.is_empty() {
+            return Ok(Reference { edge: None });
+        }
+        let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
+        refs.get(id).cloned().ok_or_else(|| Status::not_found(format!("no such ref: {id}")))
+    }
+
+    /// Loads a graph; a graph without operations is the empty file system.
+    fn load(&self, message: pb::Definition) -> Result<Option<Edge>, Status> {
+        if message.def.is_empty() {
+            return Ok(None);
+        }
+        let definition = Definition::from_pb(message)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let edge = self.build.load(&definition).map_err(|error| solve_status(&error))?;
+        self.announce(&edge);
+        Ok(Some(edge))
+    }
+
+    /// Tells clients of all that a result needs.
+    fn announce(&self, edge: &Edge) {
+        let mut todo = vec![edge.vertex.clone()];
+        let mut seen = std::collections::HashSet::new();
+        let mut found = vec![];
+        while let Some(vertex) = todo.pop() {
+            if !seen.insert(vertex.digest.clone()) {
+                continue;
+            }
+            found.push(Announced {
+                digest: vertex.digest.clone(),
+                name: vertex.name.clone(),
+                inputs: vertex.inputs().map(|edge| edge.vertex.digest.clone()).collect(),
+            });
+            todo.extend(vertex.inputs().map(|edge| edge.vertex.clone()));
+        }
+        // What is needed first is shown first.
+        found.reverse();
+        self.record.announce(found);
+    }
+
+    /// Answers `Solve`.
+    ///
+    /// # Errors
+    /// When the graph or the frontend fails.
+    pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, Status> {
+        let arrays = request.allow_result_array_ref;
+        let (result, edges) = match (request.definition, request.frontend.as_str()) {
+            (Some(_), frontend) if !frontend.is_empty() => {
+                return Err(Status::invalid_argument(
+                    "cannot solve with both Definition and Frontend specified",
+                ));
+            }
+            (Some(definition), _) => {
+                let edge = self.load(definition.clone())?;
+                let reference = self.reference(edge.clone(), Some(definition), arrays);
+                let result = WireResult { result: Some(reference), ..WireResult::default() };
+                (result, edge.into_iter().collect())
+            }
+            (None, "") => (WireResult::default(), vec![]),
+            (None, "dockerfile.v0") => {
+                let found = self.dockerfile(request.frontend_opt, &request.frontend_inputs).await?;
+                self.publish(found, arrays)?
+            }
+            (None, other) => {
+                return Err(Status::unimplemented(format!("invalid frontend: {other}")));
+            }
+        };
+        if request.evaluate {
+            for edge in &edges {
+                self.build.solve(edge).await.map_err(|error| solve_status(&error))?;
+            }
+        }
+        let single = match &result.result {
+            Some(result::Result::Ref(reference)) => reference.id.clone(),
+            Some(result::Result::RefDeprecated(id)) => id.clone(),
+            _ => String::new(),
+        };
+        let reference = if request.allow_result_return { String::new() } else { single };
+        Ok(SolveResponse { r#ref: reference, result: Some(result) })
+    }
+
+    /// Runs the frontend that is built in.
+    ///
+    /// # Errors
+    /// When something is wrong with the Dockerfile.
+    pub async fn dockerfile(
+        &self,
+        attrs: BTreeMap<String, String>,
+        inputs: &BTreeMap<String, pb::Definition>,
+    ) -> Result<FrontendResult, Status> {
+        if !inputs.is_empty() && *inputs != self.inputs {
+            return Err(Status::unimplemented(
+                "inputs of a frontend that differ from those of its build",
+            ));
+        }
+        self.build.dockerfile(attrs).await.map_err(|error| build_status(&error))
+    }
+
+    /// Makes what the built-in frontend found out into a result that clients can speak of.
+    fn publish(
+        &self,
+        found: FrontendResult,
+        arrays: bool,
+    ) -> Result<(WireResult, Vec<Edge>), Status> {
+        let mut metadata: BTreeMap<String, Bytes> =
+            found.metadata.into_iter().map(|(key, value)| (key, value.into())).collect();
+        let mut refs = BTreeMap::new();
+        let mut platforms = vec![];
+        let mut edges = vec![];
+        let multi_platform = found.multi_platform || found.images.len() > 1;
+        for image in &found.images {
+            let definition = image.definition.as_ref().map(Definition::to_pb);
+            let edge = definition.clone().map(|definition| self.load(definition)).transpose()?;
+            let edge = edge.flatten();
+            let id = image.platform.to_string();
+            let suffix = multi_platform.then_some(id.as_str());
+            metadata
+                .insert(config_key("containerimage.config", suffix), json_bytes(&image.config)?);
+            if let Some(base) = &image.base_config {
+                let key = config_key("containerimage.base.config", suffix);
+                metadata.insert(key, json_bytes(base)?);
+            }
+            if let Some(epoch) = image.epoch {
+                let key = config_key("source.date.epoch", suffix);
+                metadata.insert(key, epoch.to_string().into_bytes().into());
+            }
+            platforms.push(json!({ "ID": id, "Platform": image.platform }));
+            refs.insert(id, self.stored(edge.clone(), definition));
+            edges.extend(edge);
+        }
+        if !platforms.is_empty() {
+            metadata
+                .insert("refs.platforms".into(), json_bytes(&json!({ "Platforms": platforms }))?);
+        }
+        let result = match (refs.len(), multi_platform) {
+            (0, _) => None,
+            (1, false) => refs.into_values().next().map(|reference| {
+                if arrays {
+                    result::Result::Ref(reference)
+                } else {
+                    result::Result::RefDeprecated(reference.id)
+                }
+            }),
+            _ if arrays => Some(result::Result::Refs(RefMap { refs })),
+            _ => {
+                let refs = refs.into_iter().map(|(id, reference)| (id, reference.id)).collect();
+                let refs = slipway_spec::wire::gateway::RefMapDeprecated { refs };
+                Some(result::Result::RefsDeprecated(refs))
+            }
+        };
+        Ok((WireResult { result, metadata, ..WireResult::default() }, edges))
+    }
+
+    fn stored(&self, edge: Option<Edge>, definition: Option<pb::Definition>) -> Ref {
+        // Without an id it is the empty file system.
+        let id = match &edge {
+            Some(_) => self.put(Reference { edge }),
+            None => String::new(),
+        };
+        Ref { id, def: definition }
+    }
+
+    fn reference(
+        &self,
+        edge: Option<Edge>,
+        definition: Option<pb::Definition>,
+        arrays: bool,
+    ) -> result::Result {
+        let reference = self.stored(edge, definition);
+        if arrays {
+            result::Result::Ref(reference)
+        } else {
+            result::Result::RefDeprecated(reference.id)
+        }
+    }
+
+    /// Takes what the frontend says the result is.
+    fn take(&self, outcome: Result<WireResult, Status>) -> Result<(), Status> {
+        let outcome = outcome.and_then(|result| self.outcome(result));
+        let refused = outcome.as_ref().err().cloned();
+        let first = self.returned.send_if_modified(|returned| {
+            let first = returned.is_none();
+            if first {
+                *returned = Some(outcome);
+            }
+            first
+        });
+        if !first {
+            return Err(Status::already_exists("gateway result is already set"));
+        }
+        // A result that makes no sense is the caller's mistake as well.
+        match refused {
+            Some(status) if status.code() == tonic::Code::InvalidArgument => Err(status),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a result that refers to what is known here.
+    ///
+    /// # Errors
+    /// When it refers to something else, or its metadata make no sense.
+    pub fn outcome(&self, result: WireResult) -> Result<Outcome, Status> {
+        let metadata = result.metadata;
+        let (ids, multi_platform): (BTreeMap<String, String>, bool) = match result.result {
+            None => return Ok(Outcome { metadata, ..Outcome::default() }),
+            Some(result::Result::Ref(reference)) => (single(reference.id), false),
+            Some(result::Result::RefDeprecated(id)) => (single(id), false),
+            Some(result::Result::Refs(refs)) => {
+                (refs.refs.into_iter().map(|(key, reference)| (key, reference.id)).collect(), true)
+            }
+            Some(result::Result::RefsDeprecated(refs)) => (refs.refs, true),
+        };
+        let platforms = convert::platforms(metadata.get("refs.platforms"))?;
+        if !multi_platform {
+            let edge = self.get(ids.values().next().map_or("", String::as_str))?.edge;
+            let platform =
+                platforms.into_iter().next().map_or_else(Platform::host, |(_, platform)| platform);
+            let image = OutcomeImage::new(platform, edge, &metadata, None)?;
+            return Ok(Outcome { images: vec![image], multi_platform, metadata });
+        }
+        let mut images = vec![];
+        if platforms.len() != ids.len() {
+            return Err(Status::invalid_argument(format!(
+                "a result for {} platforms needs refs.platforms to name as many, not {}",
+                ids.len(),
+                platforms.len()
+            )));
+        }
+        for (id, platform) in platforms {
+            let reference = ids.get(&id).ok_or_else(|| {
+                Status::invalid_argument(format!("the result has nothing for platform {id}"))
+            })?;
+            let edge = self.get(reference)?.edge;
+            images.push(OutcomeImage::new(platform, edge, &metadata, Some(&id))?);
+        }
+        Ok(Outcome { images, multi_platform, metadata })
+    }
+
+    /// Makes what the built-in frontend found out into a result.
+    ///
+    /// # Errors
+    /// When one of its graphs is not well formed.
+    pub fn outcome_of(&self, found: FrontendResult) -> Result<Outcome, Status> {
+        let multi_platform = found.multi_platform || found.images.len() > 1;
+        let one = |image: &PlatformImage| {
+            let definition = image.definition.as_ref().map(Definition::to_pb);
+            Ok::<_, Status>(OutcomeImage {
+                platform: image.platform.clone(),
+                edge: definition.map(|definition| self.load(definition)).transpose()?.flatten(),
+                config: image.config.clone(),
+                base_history: image.base_history_len,
+            })
+        };
+        let images = found.images.iter().map(one).collect::<Result<_, _>>()?;
+        let metadata = found.metadata.into_iter().map(|(key, value)| (key, value.into())).collect();
+        Ok(Outcome { images, multi_platform, metadata })
+    }
+
+    /// Makes a graph that a client sent into a result without a config.
+    ///
+    /// # Errors
+    /// When the graph is not well formed.
+    pub fn outcome_of_graph(&self, definition: pb::Definition) -> Result<Outcome, Status> {
+        let edge = self.load(definition)?;
+        let image = OutcomeImage::new(Platform::host(), edge, &BTreeMap::new(), None)?;
+        Ok(Outcome { images: vec![image], ..Outcome::default() })
+    }
+
+    /// Solves what is to be exported, all platforms at once.
+    ///
+    /// # Errors
+    /// The first step that fails.
+    pub async fn solve_outcome(
+        &self,
+        outcome: &Outcome,
+    ) -> Result<Vec<exporter::PlatformResult>, Status> {
+        let one = |image: &OutcomeImage| {
+            let image = image.clone();
+            async move {
+                let snapshot = match &image.edge {
+                    Some(edge) => self.build.solve(edge).await.map_err(|e| solve_status(&e))?,
+                    None => Default::default(),
+                };
+                Ok::<_, Status>(exporter::PlatformResult {
+                    platform: image.platform,
+                    snapshot,
+                    config: image.config,
+                    base_history: image.base_history,
+                })
+            }
+        };
+        futures::future::try_join_all(outcome.images.iter().map(one)).await
+    }
+
+    async fn evaluate(&self, id: &str) -> Result<(), Status> {
+        if let Some(edge) = self.get(id)?.edge {
+            self.build.solve(&edge).await.map_err(|error| solve_status(&error))?;
+        }
+        Ok(())
+    }
+
+    async fn read_file(
+        &self,
+        id: &str,
+        path: &str,
+        range: Option<FileRange>,
+    ) -> Result<Bytes, Status> {
+        let missing = || Status::not_found(format!("open {path}: no such file or directory"));
+        let edge = self.get(id)?.edge.ok_or_else(missing)?;
+        let read = self.build.read_file(&edge, path, MAX_FILE).await;
+        let bytes = read.map_err(|error| solve_status(&error))?.ok_or_else(missing)?;
+        let Some(FileRange { offset, length }) = range else { return Ok(bytes) };
+        let start = usize::try_from(offset).unwrap_or(0).min(bytes.len());
+        let length = usize::try_from(length).ok().filter(|length| *length > 0);
+        let end = length.map_or(bytes.len(), |length| start.saturating_add(length));
+        Ok(bytes.slice(start..end.min(bytes.len())))
+    }
+
+    async fn view(&self, id: &str) -> Result<View, Status> {
+        match self.get(id)?.edge {
+            Some(edge) => self.build.view(&edge).await.map_err(|error| solve_status(&error)),
+            None => Ok(View::default()),
+        }
+    }
+
+    async fn stat_file(&self, id: &str, path: &str) -> Result<Stat, Status> {
+        let view = self.view(id).await?;
+        let wanted = path.to_owned();
+        let found = blocking::run(move || view.resolve(wanted.as_bytes(), false)).await;
+        let found = found.map_err(|error| Status::unknown(error.to_string()))?;
+        let missing = || Status::not_found(format!("lstat {path}: no such file or directory"));
+        let entry = found.entry.ok_or_else(missing)?;
+        let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
+        Ok(stat(name.as_bytes(), &entry))
+    }
+
+    async fn read_dir(&self, id: &str, path: &str, pattern: &str) -> Result<Vec<Stat>, Status> {
+        let view = self.view(id).await?;
+        let (wanted, pattern) = (path.to_owned(), pattern.to_owned());
+        let listed = blocking::run(move || {
+            let found = view.resolve(wanted.as_bytes(), true)?;
+            if !found.entry.as_ref().is_some_and(Entry::is_directory) {
+                return Ok(None);
+            }
+            view.children(&found.path).map(Some)
+        });
+        let listed = listed.await.map_err(|error| Status::unknown(error.to_string()))?;
+        let missing = || Status::not_found(format!("open {path}: no such file or directory"));
+        let wanted = |name: &[u8]| {
+            pattern.is_empty() || slipway_engine::solver::glob_matches(pattern.as_bytes(), name)
+        };
+        let listed = listed.ok_or_else(missing)?.into_iter();
+        Ok(listed
+            .filter(|(name, _)| wanted(name))
+            .map(|(name, entry)| stat(&name, &entry))
+            .collect())
+    }
+
+    async fn resolve_image(
+        &self,
+        reference: &str,
+        platform: Option<&pb::Platform>,
+        mode: &str,
+    ) -> Result<(Digest, Bytes), Status> {
+        let image = reference.parse().map_err(|error: slipway_spec::ReferenceError| {
+            Status::invalid_argument(error.to_string())
+        })?;
+        let platform = platform.map_or_else(Platform::host, to_platform);
+        let mode = match mode {
+            "pull" => ResolveMode::Pull,
+            "local" => ResolveMode::Local,
+            _ => ResolveMode::Default,
+        };
+        let found = self.build.resolve_image(&image, &platform, mode).await;
+        let found = found.map_err(|error| bridge_status(&error))?;
+        Ok((found.digest, found.config))
+    }
+
+    async fn image_config(
+        &self,
+        request: ResolveImageConfigRequest,
+    ) -> Result<ResolveImageConfigResponse, Status> {
+        if request.resolver_type != 0 {
+            return Err(Status::unimplemented("resolving an image of an OCI layout"));
+        }
+        let ResolveImageConfigRequest { r#ref, platform, resolve_mode, .. } = request;
+        let (digest, config) = self.resolve_image(&r#ref, platform.as_ref(), &resolve_mode).await?;
+        Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref })
+    }
+
+    async fn source_metadata(
+        &self,
+        request: ResolveSourceMetaRequest,
+    ) -> Result<ResolveSourceMetaResponse, Status> {
+        let source = request
+            .source
+            .ok_or_else(|| Status::invalid_argument("source is required in the request"))?;
+        let mut response = ResolveSourceMetaResponse::default();
+        if let Some(name) = source.identifier.strip_prefix("docker-image://") {
+            let wants_config = request.image.as_ref().is_none_or(|image| !image.no_config);
+            let mode = request.resolve_mode.as_str();
+            let (digest, config) =
+                self.resolve_image(name, request.platform.as_ref(), mode).await?;
+            response.image = Some(ResolveSourceImageResponse {
+                digest: digest.to_string(),
+                config: if wants_config { config } else { Bytes::new() },
+                attestation_chain: None,
+            });
+        } else if !source.identifier.starts_with("local://") {
+            return Err(Status::unimplemented(format!("metadata of {}", source.identifier)));
+        }
+        response.source = Some(source);
+        Ok(response)
+    }
+}
+
+fn single(id: String) -> BTreeMap<String, String> {
+    BTreeMap::from([(String::new(), id)])
+}
+
+fn json_bytes(value: &impl serde::Serialize) -> Result<Bytes, Status> {
+    let encoded = serde_json::to_vec(value);
+    encoded.map(Bytes::from).map_err(|error| Status::internal(error.to_string()))
+}
+
+impl OutcomeImage {
+    fn new(
+        platform: Platform,
+        edge: Option<Edge>,
+        metadata: &BTreeMap<String, Bytes>,
+        id: Option<&str>,
+    ) -> Result<Self, Status> {
+        let key = config_key("containerimage.config", id);
+        let config: ImageConfig = match metadata.get(&key) {
+            Some(bytes) => serde_json::from_slice(bytes).map_err(|error| {
+                Status::invalid_argument(format!("the image config in {key} is invalid: {error}"))
+            })?,
+            None => convert::default_config(&platform),
+        };
+        // What the base image's config says was made already has its time.
+        let base_history =
+            config.history.iter().take_while(|entry| entry.created.is_some()).count();
+        Ok(Self { platform, edge, config, base_history })
+    }
+}

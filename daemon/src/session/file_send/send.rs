@@ -1,0 +1,304 @@
+//! The sending side of a file transfer.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use slipway_engine::store::tree::Content;
+use slipway_engine::store::{Error, ErrorKind, blocking};
+use slipway_spec::wire::fsutil::Packet;
+use slipway_spec::wire::fsutil::packet::PacketType;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use super::entries::Announced;
+use crate::session::file_sync::packet::{self, FileType, reason, show};
+
+/// Bytes of a file in one packet: large enough that packets cost little, far from the 4 MiB that clients take.
+const PIECE: usize = 128 * 1024;
+/// Files asked for that wait to be read.
+const REQUESTS: usize = 256;
+/// How long the other side has to take notice of a failure here.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Sends entries, and the content of those that the other side asks for. Returns how many bytes went out.
+///
+/// # Errors
+/// When the other side fails, vanishes or breaks a rule of the protocol, or content cannot be read here.
+pub(crate) async fn send<S>(
+    connect: impl Future<Output = Result<S, Error>>,
+    outgoing: mpsc::Sender<Packet>,
+    entries: Vec<Announced>,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<u64, Error>
+where
+    S: Stream<Item = Result<Packet, Status>> + Unpin,
+{
+    let entries: Arc<[Announced]> = entries.into();
+    let (requests, queue) = mpsc::channel(REQUESTS);
+    let reader = {
+        let (entries, outgoing) = (entries.clone(), outgoing.clone());
+        Guarded(tokio::spawn(blocking::run(move || answer(&entries, queue, &outgoing))))
+    };
+    let listed = Arc::new(AtomicBool::new(false));
+    let _lister =
+        Guarded(tokio::spawn(announce(entries.clone(), outgoing.clone(), listed.clone())));
+    let mut incoming = connect.await?;
+    let mut sender =
+        Sender { entries: &entries, asked: vec![false; entries.len()], listed, sent: 0, progress };
+    match sender.run(&mut incoming, &outgoing, requests, reader).await {
+        Ok(()) => {
+            drop(outgoing);
+            let sent = sender.sent;
+            end(&mut incoming).await.map(|()| sent)
+        }
+        Err(Failure::Stream(error)) => Err(error),
+        Err(Failure::Refused(error)) => {
+            let farewell = async {
+                if outgoing.send(packet::failure(&error.to_string())).await.is_ok() {
+                    drop(outgoing);
+                    while let Some(Ok(_)) = incoming.next().await {}
+                }
+            };
+            // The other side may not listen; the error is the same then.
+            tokio::time::timeout(FAREWELL, farewell).await.ok();
+            Err(error)
+        }
+    }
+}
+
+/// A task that ends with its owner.
+struct Guarded<T>(JoinHandle<T>);
+
+impl<T> Drop for Guarded<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why sending stopped.
+enum Failure {
+    /// The other side is told.
+    Refused(Error),
+    /// There is nobody to tell.
+    Stream(Error),
+}
+
+struct Sender<'a> {
+    entries: &'a [Announced],
+    asked: Vec<bool>,
+    // Whether the end of the list is on its way.
+    listed: Arc<AtomicBool>,
+    sent: u64,
+    progress: &'a mut (dyn FnMut(u64) + Send),
+}
+
+impl Sender<'_> {
+    async fn run(
+        &mut self,
+        incoming: &mut (impl Stream<Item = Result<Packet, Status>> + Unpin),
+        outgoing: &mpsc::Sender<Packet>,
+        requests: mpsc::Sender<u32>,
+        mut reader: Guarded<Result<(), Error>>,
+    ) -> Result<(), Failure> {
+        let invalid = |text: String| Failure::Refused(Error::new(ErrorKind::Invalid, text));
+        loop {
+            let packet = tokio::select! {
+                biased;
+                packet = incoming.next() => packet,
+                read = &mut reader.0 => return Err(reading_failed(read, incoming).await),
+            };
+            let packet = match packet {
+                Some(Ok(packet)) => packet,
+                Some(Err(status)) => return Err(Failure::Stream(broken(&status))),
+                None => return Err(Failure::Stream(cut_off())),
+            };
+            match PacketType::try_from(packet.r#type) {
+                Ok(PacketType::PacketReq) => {
+                    let id = self.check(packet.id).map_err(Failure::Refused)?;
+                    self.sent += self.size(id);
+                    (self.progress)(self.sent);
+                    if requests.send(id).await.is_err() {
+                        return Err(reading_failed((&mut reader.0).await, incoming).await);
+                    }
+                }
+                Ok(PacketType::PacketErr) => {
+                    return Err(Failure::Stream(from_receiver(&packet.data)));
+                }
+                Ok(PacketType::PacketFin) if self.listed.load(Ordering::Acquire) => break,
+                Ok(PacketType::PacketFin) => {
+                    return Err(invalid(
+                        "the client said that it was done before it had seen everything".into(),
+                    ));
+                }
+                Ok(other) => {
+                    return Err(invalid(format!(
+                        "the client sent {}, but it is the one to receive",
+                        other.as_str_name()
+                    )));
+                }
+                Err(_) => {
+                    return Err(invalid(format!(
+                        "the client sent a packet of unknown type {}",
+                        packet.r#type
+                    )));
+                }
+            }
+        }
+        // No more can be asked for; what was asked for before is sent before the end is confirmed.
+        drop(requests);
+        match (&mut reader.0).await {
+            Ok(Ok(())) => {}
+            other => return Err(reading_failed(other, incoming).await),
+        }
+        // The other side may have hung up already, with the result that comes below.
+        outgoing.send(packet::finish()).await.ok();
+        Ok(())
+    }
+
+    fn size(&self, id: u32) -> u64 {
+        self.entries.get(id as usize).map_or(0, |entry| entry.stat.size.unsigned_abs())
+    }
+
+    fn check(&mut self, id: u32) -> Result<u32, Error> {
+        let invalid = |text: String| Error::new(ErrorKind::Invalid, text);
+        let Some(entry) = self.entries.get(id as usize) else {
+            return Err(invalid(format!("the client asked for entry {id}, which was not listed")));
+        };
+        let path = show(&entry.stat.path);
+        if FileType::of(entry.stat.mode) != Some(FileType::Regular) {
+            return Err(invalid(format!(
+                "the client asked for the content of {path}, which is no file"
+            )));
+        }
+        if std::mem::replace(&mut self.asked[id as usize], true) {
+            return Err(invalid(format!("the client asked twice for {path}")));
+        }
+        Ok(id)
+    }
+}
+
+/// Waits for the end of the other side, which comes with its result.
+async fn end(
+    incoming: &mut (impl Stream<Item = Result<Packet, Status>> + Unpin),
+) -> Result<(), Error> {
+    match incoming.next().await {
+        None => Ok(()),
+        Some(Err(status)) => Err(broken(&status)),
+        Some(Ok(_)) => Err(Error::new(
+            ErrorKind::Invalid,
+            "the client sent more after it had said that it was done",
+        )),
+    }
+}
+
+/// Says what there is.
+async fn announce(
+    entries: Arc<[Announced]>,
+    outgoing: mpsc::Sender<Packet>,
+    listed: Arc<AtomicBool>,
+) {
+    for entry in entries.iter() {
+        // When nobody takes packets any more, the receiving side of the stream tells why.
+        if outgoing.send(packet::stat(Some(entry.stat.clone()))).await.is_err() {
+            return;
+        }
+    }
+    listed.store(true, Ordering::Release);
+    outgoing.send(packet::stat(None)).await.ok();
+}
+
+/// Reads what is asked for, one file after the other.
+fn answer(
+    entries: &[Announced],
+    mut requests: mpsc::Receiver<u32>,
+    outgoing: &mpsc::Sender<Packet>,
+) -> Result<(), Error> {
+    while let Some(id) = requests.blocking_recv() {
+        let content = entries.get(id as usize).and_then(|entry| entry.content.as_ref());
+        let mut give = |data: Bytes| outgoing.blocking_send(packet::data(id, data)).is_ok();
+        let more = match content {
+            Some(Content::Host { path, .. }) => give_file(path, &mut give)?,
+            Some(Content::Inline(bytes)) => {
+                bytes.chunks(PIECE).all(|piece| give(Bytes::copy_from_slice(piece)))
+            }
+            None => true,
+        };
+        if !more || !give(Bytes::new()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn give_file(path: &Path, give: &mut dyn FnMut(Bytes) -> bool) -> Result<bool, Error> {
+    use rustix::fs::{Mode, OFlags};
+    let failed =
+        |error: std::io::Error| Error::io(format!("cannot read {}", path.display()), error);
+    // A file replaced by a link or a pipe must neither lead elsewhere nor block.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?,
+    );
+    let size = file.metadata().map_err(failed)?.len();
+    loop {
+        let room = usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE);
+        let mut piece = Vec::with_capacity(room);
+        let read = (&mut file).take(room as u64).read_to_end(&mut piece).map_err(failed)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        if !give(piece.into()) {
+            return Ok(false);
+        }
+    }
+}
+
+/// Finds out why reading ended before it was asked to.
+async fn reading_failed(
+    ended: Result<Result<(), Error>, tokio::task::JoinError>,
+    incoming: &mut (impl Stream<Item = Result<Packet, Status>> + Unpin),
+) -> Failure {
+    match ended {
+        Ok(Err(error)) => return Failure::Refused(error),
+        Ok(Ok(())) => {}
+        Err(stopped) => {
+            let error = Error::new(ErrorKind::Io, "the program is ending").because(stopped);
+            return Failure::Stream(error);
+        }
+    }
+    // It ends by itself only when nobody takes packets any more: the call has ended, and with what result comes now.
+    let result = async {
+        loop {
+            match incoming.next().await {
+                Some(Ok(packet)) if packet.r#type == PacketType::PacketErr as i32 => {
+                    return from_receiver(&packet.data);
+                }
+                Some(Ok(_)) => {}
+                Some(Err(status)) => return broken(&status),
+                None => return cut_off(),
+            }
+        }
+    };
+    Failure::Stream(tokio::time::timeout(FAREWELL, result).await.unwrap_or_else(|_| cut_off()))
+}
+
+fn from_receiver(data: &[u8]) -> Error {
+    Error::new(ErrorKind::Io, format!("error from receiver: {}", reason(data)))
+}
+
+fn cut_off() -> Error {
+    Error::new(ErrorKind::Io, "the client ended the transfer early")
+}
+
+/// An error about a call that the client ended.
+pub(crate) fn broken(status: &Status) -> Error {
+    Error::new(ErrorKind::Io, format!("the client cannot take the result: {}", status.message()))
+}

@@ -1,0 +1,240 @@
+//! Hashes and writes what arrives, on a thread of its own.
+//!
+//! The receiver and the writer are joined by a channel with a budget of bytes: when the disk is slower than the client, the
+//! client waits. When the receiver goes away before it is done, the writer keeps what arrived whole.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use slipway_engine::store::tree::Content;
+use slipway_engine::store::{Error, ErrorKind, blocking};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use super::contents::Transfer;
+use super::index::{Kept, Stamp};
+use super::listing::walk_order;
+
+/// Bytes on their way from the network to the disk.
+pub(crate) const BUDGET: u32 = 4 << 20;
+/// Pieces on their way; the budget is what binds, unless they are tiny.
+const PIECES: usize = 256;
+
+/// A file that arrived.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    /// Its place in the listing.
+    pub(crate) id: u32,
+    /// What to keep it as; `None` when the client sent something else than it had announced.
+    pub(crate) keep: Option<(Box<[u8]>, Stamp)>,
+}
+
+/// A file that was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Its place in the listing.
+    pub(crate) id: u32,
+    /// Where its bytes are.
+    pub(crate) content: Content,
+    /// How many bytes it has.
+    pub(crate) size: u64,
+}
+
+#[derive(Debug)]
+enum Job {
+    /// All of a small file.
+    Whole { file: Arrived, bytes: Vec<Bytes>, hold: Option<OwnedSemaphorePermit> },
+    /// A piece of a large file.
+    Piece { id: u32, bytes: Bytes, hold: Option<OwnedSemaphorePermit> },
+    /// The end of a large file.
+    End { file: Arrived },
+    /// Everything arrived, and these files were there before, in the order of a walk.
+    Finish { unchanged: Vec<Kept> },
+}
+
+/// The way to the thread that writes.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    budget: Arc<Semaphore>,
+    thread: JoinHandle<Result<Vec<Written>, Error>>,
+}
+
+impl Writer {
+    /// Starts writing for a transfer that selected `scope`.
+    pub(crate) fn start(transfer: Transfer, scope: u64) -> Self {
+        let (jobs, queue) = mpsc::channel(PIECES);
+        let work = move || {
+            Work { transfer, scope, parts: HashMap::new(), written: vec![], kept: vec![] }
+                .run(queue)
+        };
+        Self {
+            jobs,
+            budget: Arc::new(Semaphore::new(BUDGET as usize)),
+            thread: tokio::spawn(blocking::run(work)),
+        }
+    }
+
+    /// Writes a small file. Fails when the writer has ended, see [`finish`](Self::finish).
+    pub(crate) async fn whole(&self, file: Arrived, bytes: Vec<Bytes>) -> Result<(), Gone> {
+        let hold = self.hold(bytes.iter().map(Bytes::len).sum()).await;
+        self.send(Job::Whole { file, bytes, hold }).await
+    }
+
+    /// Writes the next piece of a large file.
+    pub(crate) async fn piece(&self, id: u32, bytes: Bytes) -> Result<(), Gone> {
+        let hold = self.hold(bytes.len()).await;
+        self.send(Job::Piece { id, bytes, hold }).await
+    }
+
+    /// Ends a large file.
+    pub(crate) async fn end(&self, file: Arrived) -> Result<(), Gone> {
+        self.send(Job::End { file }).await
+    }
+
+    /// Ends a transfer in which everything arrived.
+    pub(crate) async fn finish(self, unchanged: Vec<Kept>) -> Result<Vec<Written>, Error> {
+        // Should the writer have ended, then with the error that comes below.
+        let _: Result<(), Gone> = self.send(Job::Finish { unchanged }).await;
+        self.join().await
+    }
+
+    /// Returns why the writer ended by itself.
+    pub(crate) async fn failure(self) -> Error {
+        match self.join().await {
+            Err(error) => error,
+            Ok(_) => Error::new(ErrorKind::Io, "the transfer ended early"),
+        }
+    }
+
+    async fn join(self) -> Result<Vec<Written>, Error> {
+        drop(self.jobs);
+        self.thread.await.unwrap_or_else(|stopped| {
+            Err(Error::new(ErrorKind::Io, "the program is ending").because(stopped))
+        })
+    }
+
+    async fn hold(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(BUDGET).min(BUDGET);
+        // The budget is never closed.
+        self.budget.clone().acquire_many_owned(bytes).await.ok()
+    }
+
+    async fn send(&self, job: Job) -> Result<(), Gone> {
+        self.jobs.send(job).await.map_err(|_| Gone)
+    }
+}
+
+/// The writer has ended, because it failed.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+struct Part {
+    object: u64,
+    file: File,
+    path: PathBuf,
+    hash: Sha256,
+    size: u64,
+    whole: bool,
+}
+
+struct Work {
+    transfer: Transfer,
+    scope: u64,
+    // Large files of which some has come.
+    parts: HashMap<u32, Part>,
+    written: Vec<Written>,
+    kept: Vec<Kept>,
+}
+
+impl Work {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) -> Result<Vec<Written>, Error> {
+        let ended = self.take_all(&mut queue);
+        self.parts.clear();
+        let mut seen = std::mem::take(&mut self.kept);
+        let complete = matches!(ended, Ok(Some(_)));
+        if let Ok(Some(unchanged)) = &ended {
+            seen.extend_from_slice(unchanged);
+        }
+        seen.sort_unstable_by(|a, b| walk_order(&a.path, &b.path));
+        if complete || !seen.is_empty() {
+            self.transfer.commit(self.scope, &seen, complete);
+        }
+        ended.map(|_| self.written)
+    }
+
+    fn take_all(&mut self, queue: &mut mpsc::Receiver<Job>) -> Result<Option<Vec<Kept>>, Error> {
+        while let Some(job) = queue.blocking_recv() {
+            match job {
+                Job::Whole { file, bytes, hold } => {
+                    let mut part = self.create()?;
+                    for bytes in bytes {
+                        part.write(&bytes)?;
+                    }
+                    self.complete(file, part);
+                    drop(hold);
+                }
+                Job::Piece { id, bytes, hold } => {
+                    let part = match self.parts.remove(&id) {
+                        Some(part) => part,
+                        None => self.create()?,
+                    };
+                    self.parts.entry(id).insert_entry(part).get_mut().write(&bytes)?;
+                    drop(hold);
+                }
+                Job::End { file } => {
+                    let part = match self.parts.remove(&file.id) {
+                        Some(part) => part,
+                        None => self.create()?,
+                    };
+                    self.complete(file, part);
+                }
+                Job::Finish { unchanged } => return Ok(Some(unchanged)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn create(&self) -> Result<Part, Error> {
+        let (object, file, path) = self.transfer.create()?;
+        Ok(Part { object, file, path, hash: Sha256::new(), size: 0, whole: false })
+    }
+
+    fn complete(&mut self, file: Arrived, mut part: Part) {
+        part.whole = true;
+        let digest: [u8; 32] = std::mem::take(&mut part.hash).finalize().into();
+        let path = self.transfer.lender().lend(part.object);
+        if let Some((path, stamp)) = file.keep {
+            self.kept.push(Kept { path, stamp, digest, object: part.object });
+        } else {
+            self.transfer.discard(part.object);
+        }
+        let content = Content::Host { path, digest: Some(digest) };
+        self.written.push(Written { id: file.id, content, size: part.size });
+    }
+}
+
+impl Part {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+        self.file
+            .write_all(bytes)
+            .map_err(|error| Error::io(format!("cannot write {}", self.path.display()), error))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.whole
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "half a file stays behind");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What identifies a process: what it does, and what it reads.
+
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use slipway_spec::llb::pb;
+use slipway_store::blocking;
+use slipway_store::result::ResultKey;
+
+use super::{Job, is_local, output_key, tagged};
+use crate::error::{Cause, Result};
+use crate::graph::Vertex;
+use crate::operation::exec::mounts::cache_name;
+use crate::operation::file;
+
+impl Job {
+    /// Returns the key of what a process reads of one of its inputs, if it counts by its content: that is so for parts of
+    /// the build context that are mounted and not changed. Such a step stays known while other files change.
+    pub(super) async fn content_input_key(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &pb::ExecOp,
+        at: usize,
+    ) -> Result<Option<ResultKey>> {
+        let edge = &vertex.inputs[at];
+        let Some(selectors) = content_selectors(op, at).filter(|_| is_local(&edge.vertex.op))
+        else {
+            return Ok(None);
+        };
+        let view = self.local_view(&edge.vertex).await?;
+        let digest = blocking::run(move || Ok(selected_digest(&selectors, &view))).await??;
+        let mut hash = tagged(b"selected");
+        hash.update(digest);
+        Ok(Some(ResultKey(hash.finalize().into())))
+    }
+
+    /// What identifies the file systems that a process is given; the folder of a cache mount is known by it.
+    pub(super) async fn exec_bases(&self, vertex: &Arc<Vertex>) -> Result<Vec<ResultKey>> {
+        let keys = vertex
+            .inputs
+            .iter()
+            .map(|edge| async move { Ok(output_key(&self.key(&edge.vertex).await?, edge.index)) });
+        futures::future::try_join_all(keys).await
+    }
+
+    /// A process that is to run whatever is known begins with empty caches. Once in a build is enough.
+    pub(super) async fn reset_caches(&self, vertex: &Vertex, op: &pb::ExecOp) -> Result<()> {
+        if !vertex.ignore_cache {
+            return Ok(());
+        }
+        for mount in &op.mounts {
+            if mount.mount_type != pb::MountType::Cache as i32 {
+                continue;
+            }
+            let (id, _) = cache_name(mount)?;
+            if !super::lock(&self.0.reset).insert(id.clone()) {
+                continue;
+            }
+            let store = self.store().clone();
+            blocking::run(move || store.forget_kept(slipway_store::kept::KeptKind::Cache, &id))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns which parts of an input a process sees, unless the input counts as a whole.
+fn content_selectors(op: &pb::ExecOp, at: usize) -> Option<Vec<String>> {
+    let mut selectors = vec![];
+    for mount in &op.mounts {
+        if usize::try_from(mount.input).ok() != Some(at) {
+            continue;
+        }
+        let kept = mount.output >= 0 && !mount.readonly;
+        if mount.dest == "/"
+            || kept
+            || mount.mount_type != pb::MountType::Bind as i32
+            || mount.content_cache == pb::MountContentCache::Off as i32
+        {
+            return None;
+        }
+        selectors.push(mount.selector.clone());
+    }
+    Some(selectors).filter(|selectors| !selectors.is_empty())
+}
+
+fn selected_digest(selectors: &[String], view: &slipway_store::view::View) -> Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    for selector in selectors {
+        let copy = pb::FileActionCopy {
+            src: if selector.is_empty() { "/".into() } else { selector.clone() },
+            follow_symlink: true,
+            ..Default::default()
+        };
+        match file::source_digest(&copy, view) {
+            Ok(digest) => hash.update(digest),
+            // The process will fail, or is there to find out; either way that is what it reads.
+            Err(error) if matches!(*error.cause, Cause::Missing(_)) => hash.update(b"missing"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_cannot_change_counts_by_content() {
+        let mount = |dest: &str, output, readonly| pb::Mount {
+            input: 0,
+            dest: dest.into(),
+            selector: "/s".into(),
+            output,
+            readonly,
+            ..Default::default()
+        };
+        let select = |mounts: Vec<pb::Mount>| {
+            content_selectors(&pb::ExecOp { mounts, ..Default::default() }, 0)
+        };
+        assert_eq!(select(vec![mount("/a", -1, false)]).unwrap(), ["/s"]);
+        assert_eq!(select(vec![mount("/a", 0, true), mount("/b", -1, true)]).unwrap().len(), 2);
+        assert_eq!(select(vec![mount("/a", 0, false)]), None);
+        assert_eq!(select(vec![mount("/", -1, true)]), None);
+        assert_eq!(select(vec![mount("/a", -1, true), mount("/", 0, false)]), None);
+        assert_eq!(select(vec![]), None);
+        let off = pb::MountContentCache::Off as i32;
+        assert_eq!(select(vec![pb::Mount { content_cache: off, ..mount("/a", -1, true) }]), None);
+    }
+}
