@@ -297,7 +297,8 @@ impl View {
         self.record_parents(path)?;
         if merge {
             if let Kind::Directory { opaque } = &mut entry.kind {
-                *opaque |= self.top.get(path).is_some_and(cuts);
+                // Whether the entry hides something where it comes from says nothing here.
+                *opaque = self.top.get(path).is_some_and(cuts);
             }
         } else {
             if before.is_some() || !self.is_fresh(path) {
@@ -354,7 +355,11 @@ impl View {
             at = split(at).0;
         }
         for parent in missing.into_iter().rev() {
-            if let Some(entry) = self.get(parent)? {
+            if let Some(mut entry) = self.get(parent)? {
+                if let Kind::Directory { opaque } = &mut entry.kind {
+                    // What a lower layer hides stays hidden; what it shows must go on to show.
+                    *opaque = false;
+                }
                 self.top.insert(parent, entry);
             }
         }
@@ -447,6 +452,24 @@ mod tests {
         let names: Vec<_> =
             view.children(b"usr/lib").unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, [b"x", b"y"]);
+    }
+
+    #[test]
+    fn a_change_beside_what_a_layer_shows_hides_nothing_of_it() {
+        let mut tree = Tree::default();
+        tree.insert(
+            b"d",
+            Entry { kind: Kind::Directory { opaque: true }, ..Entry::directory(0o755, 0) },
+        );
+        tree.insert(b"d/shown", file("x"));
+        let mut view = View::of_tree(Arc::new(tree));
+        view.remove(b"d/no-such").unwrap();
+        view.put(
+            b"d",
+            Entry { kind: Kind::Directory { opaque: true }, ..Entry::directory(0o700, 0) },
+        )
+        .unwrap();
+        assert_eq!(view.read(b"d/shown", 10).unwrap().unwrap(), b"x");
     }
 
     #[test]
