@@ -6,6 +6,7 @@
 pub(crate) mod annotation;
 pub(crate) mod build;
 pub(crate) mod call;
+pub(crate) mod daemon;
 pub(crate) mod image;
 pub(crate) mod run;
 pub(crate) mod step;
@@ -70,6 +71,8 @@ pub(crate) enum Command {
     Inspect(image::InspectArgs),
     /// Run a command in an image
     Run(run::RunArgs),
+    /// Serve builds to docker buildx and buildctl
+    Daemon(Box<daemon::DaemonArgs>),
     /// Free disk space
     Prune(store::PruneArgs),
     /// Show disk use
@@ -94,6 +97,10 @@ pub(crate) fn verb(arguments: &[OsString]) -> Option<&OsStr> {
 /// # Errors
 /// Also when help or the version was asked for: clap reports these as errors with exit code 0.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if daemon::is_buildkitd(arguments.first()) {
+        return daemon::parse(arguments);
+    }
     Cli::try_parse_from(arguments)
 }
 

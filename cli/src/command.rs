@@ -1,6 +1,7 @@
 //! One verb per file: what was typed becomes a plan, and what the engine answers becomes text.
 
 pub(crate) mod build;
+pub(crate) mod daemon;
 pub(crate) mod disk_usage;
 pub(crate) mod images;
 pub(crate) mod inspect;

@@ -1,5 +1,7 @@
 //! Plans meet the engine: each verb is carried out here and told to the printer.
 
+mod daemon;
+
 use std::fs::File;
 use std::future::Future;
 use std::io::Read;
@@ -69,6 +71,9 @@ pub(crate) fn dispatch(cli: Cli, context: &Context) -> Result<u8, Failure> {
         Command::Rmi(args) => rmi(&args, context).map(|()| 0),
         Command::Inspect(args) => inspect(&args, context).map(|()| 0),
         Command::Run(args) => run(&args, context),
+        Command::Daemon(args) => {
+            daemon::daemon(&args, cli.global.root.as_deref(), context).map(|()| 0)
+        }
         Command::Prune(args) => prune(&args, context).map(|()| 0),
         Command::Du(args) => usage(&args, context).map(|()| 0),
     }

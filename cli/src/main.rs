@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use slipway_engine::solver::executor;
 
-use args::GlobalArgs;
+use args::{Cli, Command};
 use command::Context;
 use failure::{EXIT_FAILURE, EXIT_RUN_FAILED, Failure};
 use printer::Printer;
@@ -54,12 +54,14 @@ fn run(arguments: Vec<OsString>, printer: &Printer) -> Result<u8, Failure> {
             return Ok(if is_run { EXIT_RUN_FAILED } else { EXIT_FAILURE });
         }
     };
-    let context = context(&cli.global, printer)?;
+    let context = context(&cli, printer)?;
     execute::dispatch(cli, &context)
 }
 
-fn context(global: &GlobalArgs, printer: &Printer) -> Result<Context, Failure> {
-    if global.debug {
+fn context(cli: &Cli, printer: &Printer) -> Result<Context, Failure> {
+    let global = &cli.global;
+    // A daemon's log is always there, in the form that its file says.
+    if global.debug && !matches!(cli.command, Command::Daemon(_)) {
         start_tracing(printer);
     }
     let environment = Environment::of_process();

@@ -14,6 +14,8 @@ pub mod failure;
 pub mod fake_client;
 pub mod gateway;
 pub mod health;
+pub mod listen;
+pub mod notify;
 pub mod record;
 pub mod router;
 pub mod session;

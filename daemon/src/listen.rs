@@ -1,13 +1,12 @@
 //! Where clients reach the daemon: sockets in the file system, of the network with and without TLS, and those that
 //! systemd opened.
 //!
-//! [`Listeners::bind`] takes all addresses or none. Afterwards [`Listeners::serve`] serves a
-//! [`Router`](crate::router::Router), or [`Listeners::incoming`] gives the connections to somebody else.
+//! [`Listeners::bind`] takes all addresses or none; [`Listeners::incoming`] is the stream of connections that
+//! [`Daemon::serve`](crate::Daemon::serve) wants.
 
 mod address;
 mod connection;
 mod error;
-mod serve;
 mod systemd;
 mod tcp;
 #[cfg(test)]
@@ -140,7 +139,7 @@ impl Listeners {
         self.listeners.iter().map(Listener::local).collect()
     }
 
-    /// Begins to accept connections. Those that did not come about are errors; the stream goes on after them.
+    /// Begins to accept connections. Those that do not come about are logged; one bad client is no reason to end.
     pub fn incoming(self) -> Incoming {
         let (sender, receiver) = mpsc::channel(16);
         let mut tasks = JoinSet::new();
@@ -196,7 +195,7 @@ fn adopt(
 /// Connections as they come. Dropping it ends the listening.
 #[derive(Debug)]
 pub struct Incoming {
-    receiver: mpsc::Receiver<io::Result<Connection>>,
+    receiver: mpsc::Receiver<Connection>,
     /// Held for their end.
     #[expect(dead_code, reason = "ends the accepting when dropped")]
     tasks: JoinSet<()>,
@@ -207,12 +206,12 @@ impl futures::Stream for Incoming {
     type Item = io::Result<Connection>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.receiver.poll_recv(context)
+        self.receiver.poll_recv(context).map(|connection| connection.map(Ok))
     }
 }
 
 /// Accepts connections until nobody wants them.
-async fn accept_all(listener: Listener, sender: mpsc::Sender<io::Result<Connection>>) {
+async fn accept_all(listener: Listener, sender: mpsc::Sender<Connection>) {
     let places = Arc::new(Semaphore::new(HANDSHAKES));
     let mut handshakes = JoinSet::new();
     loop {
@@ -228,10 +227,12 @@ async fn accept_all(listener: Listener, sender: mpsc::Sender<io::Result<Connecti
                     let (acceptor, sender) = (acceptor.clone(), sender.clone());
                     // A client that says nothing must not keep others waiting.
                     handshakes.spawn(async move {
-                        let connection = handshake(stream, &acceptor).await;
+                        let agreed = handshake(stream, &acceptor).await;
                         drop(place);
-                        // Nobody wants it when the listening has ended.
-                        let _ = sender.send(connection).await;
+                        if let Some(connection) = agreed {
+                            // Nobody wants it when the listening has ended.
+                            let _unwanted = sender.send(connection).await;
+                        }
                     });
                     while handshakes.try_join_next().is_some() {}
                     continue;
@@ -239,12 +240,16 @@ async fn accept_all(listener: Listener, sender: mpsc::Sender<io::Result<Connecti
                 Err(error) => Err(error),
             },
         };
-        let failed = accepted.is_err();
-        if sender.send(accepted).await.is_err() {
-            return;
-        }
-        if failed {
-            tokio::time::sleep(EXHAUSTED_PAUSE).await;
+        match accepted {
+            Ok(connection) => {
+                if sender.send(connection).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(address = listener.local(), %error, "cannot accept a connection");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
         }
     }
 }
@@ -256,12 +261,14 @@ async fn accept_tcp(listener: &TcpListener) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn handshake(stream: TcpStream, acceptor: &TlsAcceptor) -> io::Result<Connection> {
+async fn handshake(stream: TcpStream, acceptor: &TlsAcceptor) -> Option<Connection> {
     let peer = connection::peer(&stream);
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("TLS with {peer}: {error}"));
-    match tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
-        Ok(agreed) => agreed.map(Connection::from).map_err(named),
-        Err(_) => Err(named(io::ErrorKind::TimedOut.into())),
+    let agreed = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await;
+    match agreed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(stream) => Some(stream.into()),
+        Err(error) => {
+            tracing::warn!(peer, %error, "a client was refused");
+            None
+        }
     }
 }

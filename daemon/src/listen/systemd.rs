@@ -1,6 +1,6 @@
 //! Sockets that systemd opened before it started this process (`sd_listen_fds(3)`).
 
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use super::address::Address;
 use super::error::{ListenError, ListenErrorKind};
@@ -64,25 +64,30 @@ impl Passed {
     }
 }
 
-/// Takes a descriptor over. It must be taken once only; [`super::Listeners::bind`] sees to that.
+/// Returns a descriptor of our own for a socket that was passed on.
+///
+/// The one that was passed on stays open, as it does in systemd: should the variables lie, it is somebody else's.
 #[expect(unsafe_code, reason = "descriptors are passed on by number")]
 pub(super) fn take(fd: RawFd, address: &Address) -> Result<OwnedFd, ListenError> {
-    // The number may be a lie; the folder tells without touching it.
+    // The number may name nothing; the folder tells without touching it.
     if !std::path::Path::new(&format!("/proc/self/fd/{fd}")).exists() {
         let message = format!("was to be descriptor {fd}, which is not open");
         return Err(ListenError::new(ListenErrorKind::System, address, message));
     }
-    // SAFETY: the variables of this process say that the descriptor was passed on to it, which makes it ours; it is
-    // open, and nothing else in this program uses descriptors by number.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: it is open, and is borrowed only to be duplicated and marked; neither harms whose it might be.
+    let passed = unsafe { BorrowedFd::borrow_raw(fd) };
     // Steps must not inherit it.
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)
+    rustix::io::fcntl_setfd(passed, rustix::io::FdFlags::CLOEXEC)
         .map_err(|error| ListenError::system(address, "cannot be kept from children", error))?;
-    Ok(fd)
+    passed
+        .try_clone_to_owned()
+        .map_err(|error| ListenError::system(address, "cannot be taken over", error))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
 
     fn passed(variables: &[(&str, &str)]) -> Passed {
@@ -108,6 +113,16 @@ mod tests {
         ] {
             assert_eq!(passed(variables), expected, "{variables:?}");
         }
+    }
+
+    #[test]
+    fn descriptors_that_are_not_what_they_should_be_stay_whole() {
+        let file = tempfile::tempfile().unwrap();
+        let address = Address::Systemd(String::new());
+        drop(take(file.as_raw_fd(), &address).unwrap());
+        file.metadata().unwrap();
+        let error = take(RawFd::MAX, &address).unwrap_err();
+        assert_eq!(error.kind(), ListenErrorKind::System);
     }
 
     #[test]
