@@ -78,6 +78,13 @@ impl Builds {
         self.find(id, wait, |entry| entry.gateway.clone()).await
     }
 
+    /// Waits until no build runs.
+    pub async fn idle(&self) {
+        let mut table = self.table.subscribe();
+        // The table lives as long as this does.
+        drop(table.wait_for(|table| table.values().all(|entry| entry.ended)).await);
+    }
+
     async fn find<T>(
         &self,
         id: &str,
@@ -149,7 +156,9 @@ mod tests {
         let running = builds.start("a").unwrap();
         early.await.unwrap().unwrap();
         assert_eq!(builds.start("a").unwrap_err().message(), "job ID a exists");
+        assert!(tokio::time::timeout(Duration::from_secs(1), builds.idle()).await.is_err());
         drop(running);
+        builds.idle().await;
         builds.record("a", Duration::ZERO).await.unwrap();
         tokio::time::sleep(KEPT + Duration::from_secs(1)).await;
         let gone = builds.record("a", Duration::ZERO).await.unwrap_err();

@@ -45,6 +45,8 @@ use crate::worker::WorkerInfo;
 
 /// How long builds may go on when the daemon is to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long connections without a build have to end by themselves.
+const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a daemon serves.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +61,7 @@ pub struct DaemonOptions {
 #[derive(Clone, Debug)]
 pub struct Daemon {
     router: Router,
+    builds: Builds,
 }
 
 impl Daemon {
@@ -71,7 +74,8 @@ impl Daemon {
         let (sessions, builds) = (SessionManager::new(), Builds::default());
         let emulation = engine.executor().emulation().clone();
         let gateway = GatewayService::new(builds.clone(), worker.clone(), emulation);
-        let control = ControlService::new(engine, sessions, builds, worker, options.allowed);
+        let allowed = options.allowed;
+        let control = ControlService::new(engine, sessions, builds.clone(), worker, allowed);
         let router = Router::new()
             .with(
                 ControlServer::new(control)
@@ -84,7 +88,7 @@ impl Daemon {
                     .max_encoding_message_size(MESSAGE_BYTES),
             )
             .with(HealthServer::new(Alive));
-        Ok(Self { router })
+        Ok(Self { router, builds })
     }
 
     /// Returns the services, for those who have connections of their own.
@@ -129,8 +133,16 @@ impl Daemon {
         };
         stopping.cancel();
         let drained = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(PATIENCE, drained).await.is_err() {
-            tracing::info!("builds that still run are given up");
+        let patience = async {
+            if tokio::time::timeout(PATIENCE, self.builds.idle()).await.is_err() {
+                tracing::info!("builds that still run are given up");
+            }
+            // Their clients have yet to hear of the result.
+            tokio::time::sleep(IDLE_PATIENCE).await;
+        };
+        tokio::select! {
+            () = drained => {}
+            () = patience => {}
         }
         tasks.shutdown().await;
         ended

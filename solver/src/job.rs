@@ -177,7 +177,9 @@ impl Job {
     /// When the result cannot be had or the file is larger than `limit` bytes.
     pub async fn read_file(&self, edge: &Edge, path: &str, limit: u64) -> Result<Option<Bytes>> {
         if let Some(request) = local_request(&edge.vertex.op)? {
-            return Ok(self.0.client.read(&request.name, path).await?);
+            let announced = self.start(&edge.vertex);
+            let read = self.0.client.read(&request.name, path).await;
+            return self.end(&edge.vertex, announced, read.map_err(SolveError::from));
         }
         let snapshot = self.solve(edge).await?;
         self.provide(&snapshot).await?;

@@ -48,9 +48,8 @@ impl GatewayService {
 
     async fn gateway(&self, metadata: &MetadataMap) -> Result<Arc<Gateway>, Status> {
         let mut ids = metadata.get_all(BUILD_ID).iter();
-        let id = match (ids.next().and_then(|id| id.to_str().ok()), ids.next()) {
-            (Some(id), None) => id,
-            _ => return Err(Status::unknown("no buildid found in context")),
+        let (Some(id), None) = (ids.next().and_then(|id| id.to_str().ok()), ids.next()) else {
+            return Err(Status::unknown("no buildid found in context"));
         };
         self.builds.gateway(id, WAIT).await
     }
