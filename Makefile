@@ -7,7 +7,7 @@ BUILD_TOOLS := cc:gcc /usr/include/stdlib.h:libc6-dev
 TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-static:qemu-user-static \
 	docker-registry:docker-registry skopeo:skopeo umoci:umoci htpasswd:apache2-utils openssl:openssl \
 	python3:python3 xz:xz-utils zstd:zstd tar:tar busybox:busybox-static flock:util-linux \
-	setfattr:attr setcap:libcap2-bin
+	setfattr:attr setcap:libcap2-bin git:git ssh-agent:openssh-client
 BENCH_TOOLS := $(BUILD_TOOLS) python3:python3 busybox:busybox-static unshare:util-linux
 
 .PHONY: help build demo check test fmt clippy unit e2e e2e-tools bench codegen doc clean

@@ -190,23 +190,35 @@ fn add_unpacks_a_local_archive() {
 fn what_is_not_supported_yet_is_said_and_never_ignored() {
     let sandbox = Sandbox::with_base();
     let context = sandbox.context("context");
-    context.file("f", "");
-    for (step, words) in [
-        ("RUN --mount=type=cache,target=/x true", "RUN --mount"),
-        ("RUN --security=insecure true", "RUN --security"),
-        ("RUN --device=example.com/gpu true", "RUN --device"),
-        ("COPY --link f /", "COPY --link"),
-        ("COPY --parents f /x/", "COPY --parents"),
-        ("ADD http://127.0.0.1:1/f /", "ADD from a URL"),
-        ("ADD https://example.com/a/b.git /", "ADD from a git repository"),
+    for (dockerfile, line, words) in [
+        (format!("FROM {BASE}\nRUN --device=example.com/gpu,required true\n"), 2, "device"),
+        (format!("# syntax=example.com/other:1\nFROM {BASE}\n"), 1, "example.com/other:1"),
     ] {
-        context.dockerfile(&format!("FROM {BASE}\n# a comment\n{step}\nRUN touch /never\n"));
+        context.dockerfile(&format!("{dockerfile}RUN touch /never\n"));
         let ran = sandbox.build_fails(&context, ["-t", "x:1"]);
-        for part in ["Dockerfile:3", words, "not supported yet"] {
-            assert!(ran.error().contains(part), "{step}: {part:?} should be in {}", ran.error());
+        for part in [words, "not supported yet"] {
+            assert!(ran.error().contains(part), "{part:?} should be in {}", ran.error());
         }
-        assert!(ran.stderr.contains(&format!(">>> {step}")), "{step}: {}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("Dockerfile:{line}")), "{}", ran.stderr);
+        let text = dockerfile.lines().nth(line - 1).unwrap();
+        assert!(ran.stderr.contains(&format!(">>> {text}")), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn linked_copies_and_copies_with_parents_have_the_same_files() {
+    let sandbox = Sandbox::with_base();
+    let context = sandbox.context("context");
+    context.file("deep/er/file", "text");
+    context.dockerfile(&format!(
+        "FROM {BASE} AS made\nRUN echo linked >/result\n\
+         FROM {BASE}\nCOPY --link --from=made /result /link/\nCOPY --parents deep/er/file /parents/\n\
+         RUN cat /link/result /parents/deep/er/file >/both\n"
+    ));
+    let output = format!("type=local,dest={}", sandbox.arg("out"));
+    sandbox.build(&context, ["-o", &output]);
+    let both = std::fs::read_to_string(sandbox.path("out/both")).unwrap();
+    assert_eq!(both, "linked\ntext");
 }
 
 #[test]
