@@ -728,7 +728,8 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<(), Failure> {
         })
         .collect();
     store.remove_images(&doomed).map_err(failure)?;
-    let options = PruneOptions { all: scope.cache == PruneCache::All, older_than: None };
+    let options =
+        PruneOptions { all: scope.cache == PruneCache::All, older_than: None, working_since: None };
     let pruned = store.prune(&options).map_err(failure)?;
     command::prune::report(pruned.bytes, context);
     Ok(())

@@ -28,6 +28,8 @@ pub struct PruneOptions {
     pub all: bool,
     /// Only what was last used this many nanoseconds ago or longer.
     pub older_than: Option<i64>,
+    /// What was used since this time stays, in nanoseconds since 1970: when the oldest work of this very process began.
+    pub working_since: Option<i64>,
 }
 
 /// What went.
@@ -219,8 +221,12 @@ impl Store {
         lease::clear_dead(&tmp)?;
         // Before the look at who lives: who begins after that look uses things after this moment only.
         let began = now_nanos();
-        let living = oldest_living(&tmp, &self.0.lease)?
-            .map_or(i64::MAX, |living| living.saturating_sub(USED_PRECISION));
+        let others = oldest_living(&tmp, &self.0.lease)?;
+        let living = others
+            .into_iter()
+            .chain(options.working_since)
+            .min()
+            .map_or(i64::MAX, |began| began.saturating_sub(USED_PRECISION));
         let aged = options.older_than.map_or(i64::MAX, |age| began.saturating_sub(age));
         let cutoff = living.min(aged).min(began);
         let needed = self.needed_by_images()?;

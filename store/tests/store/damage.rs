@@ -48,7 +48,7 @@ fn any_flipped_bit_in_a_layer_is_noticed_and_the_blob_is_fetched_again() {
         let layer = harness::pulled(&store, &blob, &Digest::of(&tar));
         let folder = store.ensure_folder(layer, &[]).unwrap();
         assert_eq!(fs::read(folder.join("a")).unwrap(), b"some text");
-        store.prune(&PruneOptions { all: true, older_than: None }).unwrap();
+        store.prune(&PruneOptions { all: true, older_than: None, working_since: None }).unwrap();
     }
 }
 
@@ -179,7 +179,8 @@ fn an_image_with_damaged_parts_does_not_keep_the_collector_from_working() {
             }
         }
         let litter = store.put(MediaType::OCI_CONFIG, b"litter").unwrap();
-        let pruned = store.prune(&PruneOptions { all: true, older_than: None });
+        let pruned =
+            store.prune(&PruneOptions { all: true, older_than: None, working_since: None });
         assert!(pruned.unwrap().blobs >= 1, "{damage}");
         assert!(!store.has_blob(&litter.digest).unwrap(), "{damage}");
         assert!(store.closure(&whole).unwrap().missing.is_empty(), "{damage}");
@@ -219,7 +220,7 @@ fn an_image_that_names_the_diff_id_of_another_layer_cannot_take_its_place() {
         harness::pulled(&store, &evil, &diff_id);
         let folder = store.ensure_folder(layer, &[]).unwrap();
         assert_eq!(fs::read(folder.join("sh")).unwrap(), b"good");
-        store.prune(&PruneOptions { all: true, older_than: None }).unwrap();
+        store.prune(&PruneOptions { all: true, older_than: None, working_since: None }).unwrap();
     }
     let layer = harness::pulled(&store, &evil, &diff_id);
     let error = store.ensure_folder(layer, &[]).unwrap_err();

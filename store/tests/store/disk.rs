@@ -82,7 +82,8 @@ fn a_full_disk_can_be_opened_and_pruned() {
     drop(store);
     disk.fill();
     let store = Store::open(&disk.root()).unwrap();
-    let pruned = store.prune(&PruneOptions { all: true, older_than: None }).unwrap();
+    let pruned =
+        store.prune(&PruneOptions { all: true, older_than: None, working_since: None }).unwrap();
     assert_eq!(pruned.blobs, 200);
     assert!(pruned.layers >= 200, "{pruned:?}");
     assert_eq!(files(&disk.root().join("content/blobs/sha256")), 3);

@@ -165,7 +165,7 @@ fn builds_lose_nothing_to_a_collector_that_never_rests() {
     let (_folder, store) = harness::store();
     let mut children: Vec<Child> =
         (0..3).map(|number| child("build", store.root(), number)).collect();
-    let options = PruneOptions { all: true, older_than: None };
+    let options = PruneOptions { all: true, older_than: None, working_since: None };
     let mut rounds = 0;
     while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
         store.prune(&options).unwrap();
@@ -185,7 +185,7 @@ fn what_a_living_process_used_stays_and_what_a_killed_one_left_goes() {
     wait_for(&folder.path().join("ready"));
     std::thread::sleep(Duration::from_millis(50));
     let digest: Digest = fs::read_to_string(folder.path().join("ready")).unwrap().parse().unwrap();
-    let options = PruneOptions { all: true, older_than: None };
+    let options = PruneOptions { all: true, older_than: None, working_since: None };
     store.prune(&options).unwrap();
     assert!(store.blob_path(&digest).exists());
     assert_eq!(harness::unfinished(&store).len(), 2);

@@ -12,8 +12,8 @@ use slipway_store::snapshot::Snapshot;
 
 use crate::harness;
 
-const ALL: PruneOptions = PruneOptions { all: true, older_than: None };
-const SOME: PruneOptions = PruneOptions { all: false, older_than: None };
+const ALL: PruneOptions = PruneOptions { all: true, older_than: None, working_since: None };
+const SOME: PruneOptions = PruneOptions { all: false, older_than: None, working_since: None };
 
 #[test]
 fn images_and_what_they_need_stay() {
@@ -90,7 +90,9 @@ fn young_things_stay_when_only_old_ones_may_go() {
         harness::database(&store).execute(statement, (used, old.digest.to_string())).unwrap();
     };
     set(2 * hour);
-    let pruned = store.prune(&PruneOptions { all: true, older_than: Some(hour) }).unwrap();
+    let pruned = store
+        .prune(&PruneOptions { all: true, older_than: Some(hour), working_since: None })
+        .unwrap();
     assert_eq!(pruned.blobs, 1);
     assert!(!store.has_blob(&old.digest).unwrap());
     assert!(store.has_blob(&young.digest).unwrap());
@@ -170,4 +172,18 @@ fn layers_that_only_this_process_knows_stay() {
     let layer = store.adopt_tree(slipway_store::tree::Tree::default(), "a copy").unwrap();
     store.prune(&ALL).unwrap();
     store.ensure_folder(layer, &[]).unwrap();
+}
+
+#[test]
+fn what_a_build_of_the_same_process_uses_stays() {
+    let (_folder, store) = harness::store();
+    let before = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map(|since| i64::try_from(since.as_nanos()).unwrap())
+        .unwrap();
+    let blob = store.put(MediaType::OCI_CONFIG, b"in use").unwrap();
+    let working = PruneOptions { working_since: Some(before), ..ALL };
+    assert_eq!(store.prune(&working).unwrap().blobs, 0);
+    assert!(store.has_blob(&blob.digest).unwrap());
+    assert_eq!(store.prune(&ALL).unwrap().blobs, 1);
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, major, minor};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, major, minor};
 use sha2::{Digest as _, Sha256};
 use slipway_spec::digest::to_hex;
 
@@ -27,7 +27,7 @@ use super::{RACY, Scanned, Stamp, mtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tree::{Content, Entry, Kind, Tree, join};
 
-const MAGIC: &[u8; 8] = b"slipscn1";
+const MAGIC: &[u8; 8] = b"slipscn2";
 const HEADER: usize = MAGIC.len() + 4 + 32;
 
 /// Kept scans of one folder, each with another selection of its files.
@@ -82,6 +82,8 @@ pub(super) fn save(
             put_attributes(&mut out, entry);
         }
         out.extend_from_slice(&(files.len() as u32).to_le_bytes());
+        let length = out.len();
+        out.extend_from_slice(&[0; 4]);
         for file in files {
             let start = if directory.path.is_empty() { 0 } else { directory.path.len() + 1 };
             out.extend_from_slice(&file.path[start..]);
@@ -92,6 +94,9 @@ pub(super) fn save(
             out.extend_from_slice(&file.digest.unwrap_or_default());
             put_bytes(&mut out, file.link.as_deref().unwrap_or_default());
         }
+        // So that a reader who only wants to know how many there are can pass over them.
+        let bytes = (out.len() - length - 4) as u32;
+        out[length..length + 4].copy_from_slice(&bytes.to_le_bytes());
     }
     out[MAGIC.len() + 4..HEADER].copy_from_slice(digest);
     let sum = libdeflater::crc32(&out[MAGIC.len() + 4..]);
@@ -193,6 +198,8 @@ struct Directory<'a> {
     /// `None` when it is only on the way to something else.
     attributes: Option<Attributes>,
     files: usize,
+    /// How many bytes describe them.
+    length: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -261,7 +268,8 @@ impl<'a> Reader<'a> {
             _ => Some(self.attributes()?),
         };
         let files = usize::try_from(self.u32()?).map_err(|_| Damaged)?;
-        Ok(Directory { path, stamp, attributes, files })
+        let length = usize::try_from(self.u32()?).map_err(|_| Damaged)?;
+        Ok(Directory { path, stamp, attributes, files, length })
     }
 
     fn file(&mut self) -> std::result::Result<File<'a>, Damaged> {
@@ -314,9 +322,7 @@ impl Kept {
         while !reader.0.is_empty() {
             let here = reader;
             let directory = reader.directory()?;
-            for _ in 0..directory.files {
-                reader.file()?;
-            }
+            reader.take(directory.length)?;
             starts.push((files, here));
             files += directory.files + 1;
         }
@@ -454,18 +460,144 @@ fn open_below(root: BorrowedFd<'_>, path: &CStr) -> rustix::io::Result<OwnedFd> 
 }
 
 fn unchanged(directory: &OwnedFd, name: &CStr, flags: AtFlags, stamp: &Stamp) -> bool {
-    let wanted = StatxFlags::INO | StatxFlags::SIZE | StatxFlags::MTIME | StatxFlags::CTIME;
-    rustix::fs::statx(directory, name, flags, wanted).is_ok_and(|found| {
-        let nanos = |time: rustix::fs::StatxTimestamp| {
-            time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
-        };
+    rustix::fs::statat(directory, name, flags).is_ok_and(|found| {
+        let nanos =
+            |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
         *stamp
             == Stamp {
-                device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
-                inode: found.stx_ino,
-                size: found.stx_size,
-                mtime: nanos(found.stx_mtime),
-                ctime: nanos(found.stx_ctime),
+                device: found.st_dev,
+                inode: found.st_ino,
+                size: u64::try_from(found.st_size).unwrap_or(0),
+                mtime: nanos(found.st_mtime, found.st_mtime_nsec as i64),
+                ctime: nanos(found.st_ctime, found.st_ctime_nsec as i64),
             }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use super::super::{Filter, Ownership, Scan, ScanOptions, Verdict, scan, scan_or_recall};
+    use super::*;
+
+    struct All;
+
+    impl Filter for All {
+        fn verdict(&mut self, _: &[u8], _: bool) -> Verdict {
+            Verdict::Take
+        }
+
+        fn identity(&self) -> Option<[u8; 32]> {
+            Some([7; 32])
+        }
+    }
+
+    fn look(root: &Path, memory: &Path) -> Scan {
+        let options = ScanOptions { ownership: Ownership::Keep, memory: Some(memory) };
+        scan_or_recall(root, &mut All, &options).unwrap()
+    }
+
+    fn fill(root: &Path) {
+        fs::create_dir_all(root.join("d/e")).unwrap();
+        fs::create_dir(root.join("empty")).unwrap();
+        for n in 0..20 {
+            fs::write(root.join(format!("d/e/{n}")), n.to_string()).unwrap();
+        }
+        fs::write(root.join("top"), "top").unwrap();
+        fs::hard_link(root.join("top"), root.join("same")).unwrap();
+        symlink("d/e", root.join("link")).unwrap();
+        drop(UnixListener::bind(root.join("socket")).unwrap());
+    }
+
+    type Change = fn(&Path);
+
+    #[test]
+    fn what_has_not_changed_is_recalled_and_every_change_is_seen() {
+        let (contexts, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let changes: &[(&str, Change)] = &[
+            ("content", |at| fs::write(at.join("d/e/7"), "8").unwrap()),
+            ("new", |at| fs::write(at.join("d/new"), "").unwrap()),
+            ("deep", |at| fs::write(at.join("empty/new"), "").unwrap()),
+            ("removed", |at| fs::remove_file(at.join("d/e/3")).unwrap()),
+            ("renamed", |at| fs::rename(at.join("top"), at.join("other")).unwrap()),
+            ("swapped", |at| {
+                fs::rename(at.join("d/e/1"), at.join("d/e/x")).unwrap();
+                fs::rename(at.join("d/e/2"), at.join("d/e/1")).unwrap();
+                fs::rename(at.join("d/e/x"), at.join("d/e/2")).unwrap();
+            }),
+            ("mode", |at| {
+                fs::set_permissions(at.join("d/e/1"), fs::Permissions::from_mode(0o600)).unwrap();
+            }),
+            ("folder's mode", |at| {
+                fs::set_permissions(at.join("d"), fs::Permissions::from_mode(0o700)).unwrap();
+            }),
+            ("link", |at| {
+                fs::remove_file(at.join("link")).unwrap();
+                symlink("d", at.join("link")).unwrap();
+            }),
+            ("folder for a file", |at| {
+                fs::remove_file(at.join("d/e/9")).unwrap();
+                fs::create_dir(at.join("d/e/9")).unwrap();
+            }),
+            ("link for a folder", |at| {
+                fs::rename(at.join("d"), at.join("moved")).unwrap();
+                symlink("moved", at.join("d")).unwrap();
+            }),
+            ("whole", |at| {
+                fs::rename(at, at.with_extension("away")).unwrap();
+                fs::create_dir(at).unwrap();
+            }),
+        ];
+        let place_of = |name: &str| contexts.path().join(name);
+        for (name, _) in changes {
+            fill(&place_of(name));
+        }
+        let young = place_of(changes[0].0);
+        look(&young, memory.path());
+        let kept = |root: &Path| {
+            let mut hash = Sha256::new();
+            hash.update([7; 32]);
+            hash.update([1]);
+            Kept::load(&place(memory.path(), root, &hash.finalize().into()), root)
+        };
+        assert!(kept(&young).is_none(), "what changed a moment ago is not trusted");
+        std::thread::sleep(Duration::from_millis(2200));
+        for (name, change) in changes {
+            let root = place_of(name);
+            let first = look(&root, memory.path());
+            let recalled = kept(&root).unwrap_or_else(|| panic!("{name} should be kept"));
+            assert_eq!(recalled.digest(), first.digest(), "{name}");
+            let options = ScanOptions { ownership: Ownership::Keep, memory: None };
+            let tree = scan(&root, &mut All, &options).unwrap();
+            assert_eq!(recalled.tree(true).unwrap(), tree, "{name}");
+            assert_eq!(look(&root, memory.path()).tree().unwrap(), tree.into(), "{name}");
+            change(&root);
+            assert!(kept(&root).is_none(), "{name} should be seen");
+        }
+    }
+
+    #[test]
+    fn a_damaged_scan_is_no_scan() {
+        let (context, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fill(context.path());
+        let options = ScanOptions { ownership: Ownership::Keep, memory: None };
+        let (found, listed) = super::super::look(context.path(), &mut All, &options).unwrap();
+        let at = memory.path().join(format!("{}.{}", "0".repeat(64), "0".repeat(16)));
+        save(&at, i64::MAX, &listed, &found, &[3; 32]);
+        assert_eq!(Kept::load(&at, context.path()).unwrap().digest(), [3; 32]);
+        let bytes = fs::read(&at).unwrap();
+        for length in (0..bytes.len()).step_by(11) {
+            fs::write(&at, &bytes[..length]).unwrap();
+            assert!(Kept::load(&at, context.path()).is_none(), "cut at {length}");
+        }
+        for place in (0..bytes.len()).step_by(13) {
+            let mut bytes = bytes.clone();
+            bytes[place] ^= 0x10;
+            fs::write(&at, bytes).unwrap();
+            assert!(Kept::load(&at, context.path()).is_none(), "changed at {place}");
+        }
+    }
 }
