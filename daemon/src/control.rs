@@ -149,6 +149,7 @@ impl ControlService {
     async fn build(&self, request: SolveRequest) -> Result<SolveResponse, Status> {
         let exporters = exporters(&request);
         refuse_unsupported(&request)?;
+        outputs::check(&exporters)?;
         let sessions = self.sessions.group([request.session.clone()]);
         let running = self.builds.start(&request.r#ref)?;
         let build = async {
@@ -332,3 +333,6 @@ impl Control for ControlService {
         Err(not_yet("the history of builds"))
     }
 }
+
+#[cfg(test)]
+mod tests;

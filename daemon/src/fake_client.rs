@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use futures::channel::mpsc;
 use futures::{StreamExt as _, stream};
 use slipway_spec::wire::control::BytesMessage;
+use slipway_spec::wire::control::control_client::ControlClient;
 use slipway_spec::wire::health::health_check_response::ServingStatus;
 use slipway_spec::wire::health::health_server::{Health, HealthServer};
 use slipway_spec::wire::health::{HealthCheckRequest, HealthCheckResponse};
@@ -18,6 +19,7 @@ use tonic::{Request, Response, Status};
 use tower_service::Service;
 
 use crate::router::Router;
+use crate::session::channel::Channel;
 use crate::session::tunnel::{Inbound, Tunnel, messages};
 use crate::session::{METHOD, SESSION_ID, SHARED_KEY, SessionManager};
 
@@ -81,6 +83,31 @@ impl FakeClient {
             drop(router.serve(io, std::future::pending()).await);
         })
         .await
+    }
+
+    /// Opens the session with a call of `Control.Session`, as real clients do.
+    ///
+    /// # Errors
+    /// When the daemon refuses.
+    pub async fn connect_over(self, channel: Channel) -> Result<FakeConnection, Status> {
+        let (to_daemon, sent) = messages();
+        let mut call = Request::new(sent.map(|data| BytesMessage { data }));
+        *call.metadata_mut() = self.metadata;
+        let answer = ControlClient::new(channel).session(call).await?.into_inner();
+        let (over, ended) = tokio::sync::watch::channel(false);
+        let received = answer.map(|message| message.map(|message| message.data));
+        let received = received.chain(stream::once(async move {
+            over.send_replace(true);
+            Err(Status::cancelled("the call has ended"))
+        }));
+        let io = Tunnel::new(Inbound::new(received), to_daemon.clone());
+        let router = self.router;
+        let server = tokio::spawn(async move {
+            drop(router.serve(io, std::future::pending()).await);
+        });
+        // A call that breaks takes its connection along: nothing listens for single faults.
+        let (faults, _) = mpsc::unbounded();
+        Ok(FakeConnection { to_daemon, faults, ended, server })
     }
 
     /// Opens the session, and leaves it to `serve` what is done with the stream.

@@ -290,8 +290,12 @@ impl Gateway {
 
     /// Takes what the frontend says the result is.
     fn take(&self, outcome: Result<WireResult, Status>) -> Result<(), Status> {
-        let outcome = outcome.and_then(|result| self.outcome(result));
-        let refused = outcome.as_ref().err().cloned();
+        // What makes no sense ends the build, and is the caller's mistake as well.
+        let (outcome, refused) = match outcome.map(|result| self.outcome(result)) {
+            Ok(Ok(outcome)) => (Ok(outcome), None),
+            Ok(Err(mistake)) => (Err(mistake.clone()), Some(mistake)),
+            Err(failure) => (Err(failure), None),
+        };
         let first = self.returned.send_if_modified(|returned| {
             let first = returned.is_none();
             if first {
@@ -299,13 +303,10 @@ impl Gateway {
             }
             first
         });
-        if !first {
-            return Err(Status::already_exists("gateway result is already set"));
-        }
-        // A result that makes no sense is the caller's mistake as well.
         match refused {
-            Some(status) if status.code() == tonic::Code::InvalidArgument => Err(status),
-            _ => Ok(()),
+            _ if !first => Err(Status::already_exists("gateway result is already set")),
+            Some(mistake) => Err(mistake),
+            None => Ok(()),
         }
     }
 

@@ -217,7 +217,7 @@ impl ProgressSink for Record {
                     vertex.started.get_or_insert(now);
                     vertex.completed = Some(now);
                     vertex.cached = true;
-                })
+                });
             }
             ProgressEvent::Done { vertex } => {
                 inner.update(&vertex, None, |vertex| vertex.completed = Some(now()));

@@ -56,7 +56,7 @@ use self::push::Uploads;
 use self::retry::Timing;
 use self::url::{Scheme, Url, is_loopback};
 
-pub use self::auth::{Anonymous, Credential, Credentials, DOCKER_HUB_KEY, Secret};
+pub use self::auth::{Anonymous, Credential, Credentials, DOCKER_HUB_KEY, Secret, Token};
 pub use self::blob::BlobReader;
 pub use self::error::{RegistryError, RegistryErrorKind};
 pub use self::push::{ManifestName, Pushed};

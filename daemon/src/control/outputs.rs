@@ -39,6 +39,17 @@ pub(super) fn epoch(request: &SolveRequest) -> Result<Option<i64>, Status> {
     })
 }
 
+/// Refuses outputs that nothing here makes, before anything is built for them.
+pub(super) fn check(exporters: &[Exporter]) -> Result<(), Status> {
+    let known = ["image", "oci", "docker", "tar", "local"];
+    match exporters.iter().find(|exporter| !known.contains(&exporter.r#type.as_str())) {
+        Some(Exporter { r#type: kind, .. }) => {
+            Err(Status::unknown(format!("exporter {kind:?} could not be found")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Makes all outputs; returns what the client is told of them.
 pub(super) async fn export(
     target: &Target<'_>,

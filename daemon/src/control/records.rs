@@ -33,23 +33,33 @@ fn record(item: UsageItem) -> UsageRecord {
 }
 
 /// A condition on a record: `field==value`, `field!=value`, or a field alone for one that is a flag.
-fn matches(filter: &str, record: &UsageRecord) -> Result<bool, Status> {
-    let known = |field: &str| {
-        Some(match field {
-            "id" => record.id.clone(),
-            "description" => record.description.clone(),
-            "type" => record.record_type.clone(),
-            "inuse" => record.in_use.to_string(),
-            "mutable" => record.mutable.to_string(),
-            "immutable" => (!record.mutable).to_string(),
-            "shared" => record.shared.to_string(),
-            "private" => (!record.shared).to_string(),
-            "parents" => String::new(),
-            _ => return None,
-        })
-    };
-    // All conditions between commas hold.
-    for condition in filter.split(',').filter(|condition| !condition.is_empty()) {
+struct Condition<'a> {
+    field: fn(&UsageRecord) -> String,
+    value: Option<&'a str>,
+    equal: bool,
+}
+
+/// Filters of which one must hold; in each, all conditions between commas must.
+struct Filters<'a>(Vec<Vec<Condition<'a>>>);
+
+impl<'a> Filters<'a> {
+    /// Reads filters, so that one that is wrong is refused even if there is nothing to filter.
+    fn parse(filters: &'a [String]) -> Result<Self, Status> {
+        let one = |filter: &'a String| {
+            let conditions = filter.split(',').filter(|condition| !condition.is_empty());
+            conditions.map(Condition::parse).collect()
+        };
+        filters.iter().map(one).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn hold(&self, record: &UsageRecord) -> bool {
+        let all = |conditions: &Vec<Condition<'_>>| conditions.iter().all(|c| c.holds(record));
+        self.0.is_empty() || self.0.iter().any(all)
+    }
+}
+
+impl<'a> Condition<'a> {
+    fn parse(condition: &'a str) -> Result<Self, Status> {
         let (field, value, equal) = if let Some((field, value)) = condition.split_once("!=") {
             (field, Some(value), false)
         } else if let Some((field, value)) = condition.split_once("==") {
@@ -61,30 +71,41 @@ fn matches(filter: &str, record: &UsageRecord) -> Result<bool, Status> {
         } else {
             (condition, None, true)
         };
-        let found = known(field).ok_or_else(|| {
-            Status::invalid_argument(format!("the filter {condition:?} has no field that is known"))
-        })?;
-        let holds = match value {
-            Some(value) => (found == value.trim_matches('"')) == equal,
-            None => found == "true",
+        let field: fn(&UsageRecord) -> String = match field {
+            "id" => |record| record.id.clone(),
+            "description" => |record| record.description.clone(),
+            "type" => |record| record.record_type.clone(),
+            "inuse" => |record| record.in_use.to_string(),
+            "mutable" => |record| record.mutable.to_string(),
+            "immutable" => |record| (!record.mutable).to_string(),
+            "shared" => |record| record.shared.to_string(),
+            "private" => |record| (!record.shared).to_string(),
+            "parents" => |_| String::new(),
+            _ => {
+                return Err(Status::invalid_argument(format!(
+                    "the filter {condition:?} has no field that is known"
+                )));
+            }
         };
-        if !holds {
-            return Ok(false);
+        let value = value.map(|value| unquote(condition, value)).transpose()?;
+        Ok(Self { field, value, equal })
+    }
+
+    fn holds(&self, record: &UsageRecord) -> bool {
+        let found = (self.field)(record);
+        match self.value {
+            Some(value) => (found == value) == self.equal,
+            None => found == "true",
         }
     }
-    Ok(true)
 }
 
-fn matches_any(filters: &[String], record: &UsageRecord) -> Result<bool, Status> {
-    if filters.is_empty() {
-        return Ok(true);
-    }
-    for filter in filters {
-        if matches(filter, record)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// Removes the quotes around a value, which are there in pairs.
+fn unquote<'a>(filter: &str, value: &'a str) -> Result<&'a str, Status> {
+    let Some(rest) = value.strip_prefix('"') else { return Ok(value) };
+    rest.strip_suffix('"').ok_or_else(|| {
+        Status::invalid_argument(format!("the filter {filter:?} has a quote that is not closed"))
+    })
 }
 
 async fn all(store: &Store) -> Result<Vec<UsageRecord>, Status> {
@@ -106,13 +127,9 @@ pub(super) async fn usage(
     let old = |record: &UsageRecord| {
         age <= 0 || record.last_used_at.is_none_or(|used| used.seconds <= limit / 1_000_000_000)
     };
-    let mut found = vec![];
-    for record in all(store).await? {
-        if old(&record) && matches_any(filters, &record)? {
-            found.push(record);
-        }
-    }
-    Ok(found)
+    let filters = Filters::parse(filters)?;
+    let found = all(store).await?.into_iter();
+    Ok(found.filter(|record| old(record) && filters.hold(record)).collect())
 }
 
 /// Frees space, and returns what went.
@@ -120,7 +137,10 @@ pub(super) async fn prune(
     store: &Store,
     request: &PruneRequest,
 ) -> Result<Vec<UsageRecord>, Status> {
-    if !request.filter.is_empty() {
+    // Refused if it is wrong, whatever it would select.
+    Filters::parse(&request.filter)?;
+    // Some clients send an empty filter where they have none.
+    if request.filter.iter().any(|filter| !filter.is_empty()) {
         return Err(crate::failure::not_yet("pruning by a filter"));
     }
     if request.reserved_space > 0 || request.max_used_space > 0 || request.min_free_space > 0 {

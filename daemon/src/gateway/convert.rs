@@ -1,5 +1,7 @@
 //! Messages to types of ours, and back.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use slipway_engine::store::tree::{Entry, Kind};
@@ -106,6 +108,13 @@ pub(super) fn platforms(metadata: Option<&Bytes>) -> Result<Vec<(String, Platfor
     let read: Platforms = serde_json::from_slice(bytes).map_err(|error| {
         Status::invalid_argument(format!("refs.platforms of the result is invalid: {error}"))
     })?;
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = read.platforms.iter().find(|named| !seen.insert(named.id.as_str())) {
+        return Err(Status::invalid_argument(format!(
+            "refs.platforms of the result names platform {} twice",
+            twice.id
+        )));
+    }
     Ok(read.platforms.into_iter().map(|named| (named.id, named.platform)).collect())
 }
 

@@ -32,6 +32,9 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 /// A token is renewed this long before it runs out, so that it does not run out on its way.
 const SKEW: Duration = Duration::from_secs(10);
 
+/// No token is kept for longer, whatever is said of it.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
 /// Remembered tokens; past this, those that ran out are dropped.
 const REMEMBERED_TOKENS: usize = 512;
 
@@ -77,7 +80,20 @@ pub enum Credential {
     RegistryToken(Secret),
 }
 
+/// A token that somebody else got from the token server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The token.
+    pub secret: Secret,
+    /// How long it is good for from now on; one that has run out is still tried once.
+    pub lifetime: Duration,
+}
+
 /// Knows credentials: a configuration file, or the client at the other end of a session.
+///
+/// When a registry wants a token, [`Self::token`] is asked for it first, so that whoever keeps the password may keep it
+/// to itself. Only if that gives nothing is [`Self::credential`] asked for what to show to the token server. A registry
+/// that wants a name and a password needs a credential in any case.
 #[async_trait]
 pub trait Credentials: Send + Sync + fmt::Debug {
     /// Returns the credential for a registry, or nothing to stay anonymous.
@@ -88,6 +104,26 @@ pub trait Credentials: Send + Sync + fmt::Debug {
     /// When there may be a credential, but it cannot be read. The request then goes on without,
     /// and the reason is told if it is refused.
     async fn credential(&self, host: &str) -> Result<Option<Credential>, RegistryError>;
+
+    /// Fetches a token for a registry, or nothing to have it fetched with [`Self::credential`], which is the default.
+    ///
+    /// `host` is as for [`Self::credential`], `realm` the whole URL of the token server, `service` what the registry
+    /// calls itself there, and `scopes` has a text such as `repository:team/app:pull` for each resource.
+    ///
+    /// # Errors
+    /// When there may be a token, but it cannot be had. No credential is asked for then. After
+    /// [`RegistryErrorKind::Local`] the request goes on without any, and the reason is told if it is refused; all
+    /// other kinds end it.
+    #[expect(unused_variables, reason = "the names are part of the documentation")]
+    async fn token(
+        &self,
+        host: &str,
+        realm: &str,
+        service: Option<&str>,
+        scopes: &[String],
+    ) -> Result<Option<Token>, RegistryError> {
+        Ok(None)
+    }
 }
 
 /// The name that credentials for Docker Hub are kept under, for historical reasons.
@@ -146,20 +182,34 @@ enum Known {
     Basic(Authorization),
 }
 
-struct Token {
+struct HeldToken {
     authorization: Authorization,
     /// `None` is a token that the user gave, which lasts until it is refused.
     expires: Option<Instant>,
 }
 
-impl Token {
+impl HeldToken {
+    fn new(
+        token: &Secret,
+        since: Instant,
+        lifetime: Duration,
+        realm: &Url,
+    ) -> Result<Self, RegistryError> {
+        let token = Some(token).filter(|token| !token.expose().is_empty());
+        let authorization = token.and_then(Authorization::bearer).ok_or_else(|| unusable(realm))?;
+        // Its issuer's clock may be wrong, so life is counted here; a token is good for one
+        // request however short it lives.
+        let life = lifetime.saturating_sub(SKEW).min(LONGEST_LIFETIME);
+        Ok(Self { authorization, expires: Some(since + life) })
+    }
+
     fn is_fresh(&self) -> bool {
         self.expires.is_none_or(|expires| expires > Instant::now())
     }
 }
 
 /// The lock is held while a token is fetched, so that many requests fetch it once.
-type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<HeldToken>>>;
 
 /// Everything learnt about who may do what where.
 #[derive(Default)]
@@ -182,7 +232,8 @@ impl TokenCache {
         if slots.len() >= REMEMBERED_TOKENS {
             slots.retain(|_, slot| {
                 // One that is locked is being used.
-                slot.try_lock().map_or(true, |token| token.as_ref().is_some_and(Token::is_fresh))
+                slot.try_lock()
+                    .map_or(true, |token| token.as_ref().is_some_and(HeldToken::is_fresh))
             });
         }
         Arc::clone(slots.entry((key.into(), scopes.clone())).or_default())
@@ -286,10 +337,7 @@ impl Inner {
     async fn credential(&self, endpoint: &Endpoint) -> (Option<Credential>, Option<String>) {
         match self.credentials.credential(&endpoint.credentials_key).await {
             Ok(credential) => (credential, None),
-            Err(error) => {
-                tracing::warn!(host = endpoint.credentials_key, %error, "going on without credentials");
-                (None, Some(format!("credentials could not be read: {error}")))
-            }
+            Err(error) => (None, Some(unreadable(endpoint, &error))),
         }
     }
 
@@ -299,12 +347,24 @@ impl Inner {
         realm: &str,
         service: Option<&str>,
         scopes: &Scopes,
-    ) -> Result<Token, RegistryError> {
+    ) -> Result<HeldToken, RegistryError> {
         let realm = self.check_realm(endpoint, realm)?;
-        let (credential, note) = self.credential(endpoint).await;
+        let wanted: Vec<String> = scopes.iter().collect();
+        let url = realm.to_uri()?.to_string();
+        let ready = self.credentials.token(&endpoint.credentials_key, &url, service, &wanted).await;
+        let (credential, note) = match ready {
+            Ok(Some(token)) => {
+                return HeldToken::new(&token.secret, Instant::now(), token.lifetime, &realm);
+            }
+            Ok(None) => self.credential(endpoint).await,
+            Err(error) if error.kind() == RegistryErrorKind::Local => {
+                (None, Some(unreadable(endpoint, &error)))
+            }
+            Err(error) => return Err(error),
+        };
         if let Some(Credential::RegistryToken(token)) = &credential {
             let authorization = Authorization::bearer(token).ok_or_else(|| unusable(&realm))?;
-            return Ok(Token { authorization, expires: None });
+            return Ok(HeldToken { authorization, expires: None });
         }
         let request = TokenRequest { endpoint, realm: &realm, service, scopes };
         let asked_at = Instant::now();
@@ -347,19 +407,12 @@ impl Inner {
         }
         let (_, body) = self.read_document(answer, TOKEN_BYTES).await?;
         let reply: TokenReply = serde_json::from_slice(&body).map_err(|_| unusable(&realm))?;
-        let text = reply.token.or(reply.access_token).filter(|token| !token.expose().is_empty());
-        let token = text.ok_or_else(|| unusable(&realm))?;
+        let token = reply.token.or(reply.access_token).ok_or_else(|| unusable(&realm))?;
         let lifetime = reply
             .expires_in
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .unwrap_or(DEFAULT_LIFETIME);
-        // Its issuer's clock may be wrong, so life is counted here; a token is good for one
-        // request however short it lives.
-        let expires = asked_at + lifetime.saturating_sub(SKEW).min(Duration::from_secs(24 * 3600));
-        Ok(Token {
-            authorization: Authorization::bearer(&token).ok_or_else(|| unusable(&realm))?,
-            expires: Some(expires),
-        })
+        HeldToken::new(&token, asked_at, lifetime, &realm)
     }
 
     /// A registry says where its token server is, and so could send passwords anywhere.
@@ -461,6 +514,12 @@ struct TokenReply {
     expires_in: Option<f64>,
 }
 
+/// Says why a request goes on without credentials.
+fn unreadable(endpoint: &Endpoint, error: &RegistryError) -> String {
+    tracing::warn!(host = endpoint.credentials_key, %error, "going on without credentials");
+    format!("credentials could not be read: {error}")
+}
+
 fn unusable(realm: &Url) -> RegistryError {
     let message = format!("{} did not give a usable token", realm.authority());
     RegistryError::new(RegistryErrorKind::Protocol, realm.to_string(), message)
@@ -473,7 +532,9 @@ mod tests {
     #[test]
     fn secrets_are_not_shown() {
         let basic = Credential::Basic { username: "me".into(), password: Secret::new("hunter2") };
-        let shown = format!("{basic:?} {:?}", Credential::IdentityToken(Secret::new("hunter2")));
+        let identity = Credential::IdentityToken(Secret::new("hunter2"));
+        let token = Token { secret: Secret::new("hunter2"), lifetime: Duration::ZERO };
+        let shown = format!("{basic:?} {identity:?} {token:?}");
         assert!(shown.contains("me") && !shown.contains("hunter2"), "{shown}");
         let header = Authorization::basic("me", &Secret::new("hunter2")).unwrap().header();
         assert_eq!(header.to_str().unwrap(), "Basic bWU6aHVudGVyMg==");

@@ -216,3 +216,125 @@ async fn a_token_server_at_a_link_local_address_gets_nothing() {
     assert_eq!(error.kind(), RegistryErrorKind::Protocol);
     assert!(error.message().contains("link-local"), "{error}");
 }
+
+/// Somebody who fetches tokens, and must never be asked for a password.
+#[derive(Debug)]
+struct Broker {
+    asked: Mutex<Vec<String>>,
+    lifetime: Duration,
+    failure: Option<RegistryErrorKind>,
+}
+
+impl Broker {
+    fn new(lifetime: Duration, failure: Option<RegistryErrorKind>) -> Arc<Self> {
+        Arc::new(Self { asked: Mutex::default(), lifetime, failure })
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+#[async_trait::async_trait]
+impl Credentials for Broker {
+    async fn credential(&self, host: &str) -> Result<Option<Credential>, RegistryError> {
+        self.asked.lock().unwrap().push(format!("credential of {host}"));
+        Ok(password())
+    }
+
+    async fn token(
+        &self,
+        host: &str,
+        realm: &str,
+        service: Option<&str>,
+        scopes: &[String],
+    ) -> Result<Option<Token>, RegistryError> {
+        let mut asked = self.asked.lock().unwrap();
+        asked.push(format!("{host} {realm} {service:?} {scopes:?}"));
+        match self.failure {
+            Some(kind) => Err(RegistryError::new(kind, "broker", "is out")),
+            None => {
+                let secret = Secret::new(format!("t{}", asked.len()));
+                Ok(Some(Token { secret, lifetime: self.lifetime }))
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_fetched_elsewhere_is_kept_and_no_password_is_asked_for() {
+    let server = guarded(false).await;
+    let broker = Broker::new(Duration::from_secs(300), None);
+    let registry = client().with_credentials(Arc::clone(&broker) as Arc<dyn Credentials>);
+    registry.resolve(&image(&server)).await.unwrap();
+    registry.resolve(&image(&server)).await.unwrap();
+    let host = server.authority();
+    let scopes = r#"["repository:team/app:pull"]"#;
+    assert_eq!(broker.asked(), [format!(r#"{host} http://{host}/token Some("reg") {scopes}"#)]);
+    assert_eq!(server.lines(), vec!["HEAD /v2/team/app/manifests/v1"; 3]);
+    let sent = server.received();
+    let sent: Vec<_> = sent.iter().map(|request| request.header("authorization")).collect();
+    assert_eq!(sent, [None, Some("Bearer t1"), Some("Bearer t1")]);
+}
+
+#[tokio::test]
+async fn a_token_that_is_fetched_elsewhere_is_fetched_again_when_it_runs_out() {
+    let server = guarded(false).await;
+    let broker = Broker::new(Duration::ZERO, None);
+    let registry = client().with_credentials(Arc::clone(&broker) as Arc<dyn Credentials>);
+    registry.resolve(&image(&server)).await.unwrap();
+    registry.resolve(&image(&server)).await.unwrap();
+    let sent = server.received();
+    let sent: Vec<_> = sent.iter().map(|request| request.header("authorization")).collect();
+    assert_eq!(sent, [None, Some("Bearer t1"), Some("Bearer t2")]);
+    assert_eq!(broker.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn without_a_token_from_elsewhere_no_password_is_asked_for_either() {
+    let server = guarded(false).await;
+    let broker = Broker::new(Duration::ZERO, Some(RegistryErrorKind::Denied));
+    let registry = client().with_credentials(Arc::clone(&broker) as Arc<dyn Credentials>);
+    let error = registry.resolve(&image(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Denied);
+    assert!(error.to_string().contains("is out"), "{error}");
+    assert_eq!(server.lines(), ["HEAD /v2/team/app/manifests/v1"]);
+    assert_eq!(broker.asked().len(), 1);
+
+    // What only could not be read may not be needed.
+    let broker = Broker::new(Duration::ZERO, Some(RegistryErrorKind::Local));
+    let registry = client().with_credentials(Arc::clone(&broker) as Arc<dyn Credentials>);
+    registry.resolve(&image(&server)).await.unwrap();
+    assert_eq!(broker.asked().len(), 1);
+    let tokens = server.received();
+    let tokens: Vec<_> = tokens.iter().filter(|request| request.path() == "/token").collect();
+    assert_eq!(tokens.len(), 1);
+    assert_eq!(tokens[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn nobody_else_is_sent_to_a_token_server_that_is_refused() {
+    let server = Scripted::start(|_| {
+        Reply::new(401)
+            .header("www-authenticate", r#"Bearer realm="http://169.254.169.254/latest""#)
+    })
+    .await;
+    let broker = Broker::new(Duration::ZERO, None);
+    let registry = client().with_credentials(Arc::clone(&broker) as Arc<dyn Credentials>);
+    let error = registry.resolve(&image(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Protocol);
+    assert!(broker.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_a_password_gets_one_from_whoever_fetches_tokens() {
+    let server = Scripted::start(|request| match request.header("authorization") {
+        Some(PASSWORD_HEADER) => manifest_reply(),
+        _ => Reply::new(401).header("www-authenticate", "Basic realm=\"x\""),
+    })
+    .await;
+    let broker = Broker::new(Duration::ZERO, None);
+    let registry = client().with_credentials(Arc::clone(&broker) as Arc<dyn Credentials>);
+    registry.resolve(&image(&server)).await.unwrap();
+    assert_eq!(broker.asked(), [format!("credential of {}", server.authority())]);
+}

@@ -1,0 +1,16 @@
+//! The services as clients see them, over a connection, in the order of their calls.
+
+mod builds;
+mod frontends;
+mod hostile;
+mod peer;
+
+#[path = "../session/file_sync/go_sender.rs"]
+#[expect(
+    dead_code,
+    clippy::duplicate_mod,
+    reason = "private to the tests of transfers, which use more of it"
+)]
+mod go_sender;
+
+use crate::session::file_sync::packet;
