@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tonic::Status;
@@ -25,6 +25,8 @@ struct Entry {
     gateway: Option<Arc<Gateway>>,
     /// Tells apart builds that had the same id one after the other.
     ended: bool,
+    /// When it was started, in nanoseconds since 1970.
+    began: i64,
 }
 
 impl Default for Builds {
@@ -52,7 +54,10 @@ impl Builds {
             if table.get(id).is_some_and(|entry| !entry.ended) {
                 return false;
             }
-            let entry = Entry { record: record.clone(), gateway: None, ended: false };
+            let began = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
+            let entry = Entry { record: record.clone(), gateway: None, ended: false, began };
             table.insert(id.to_owned(), entry);
             true
         });
@@ -76,6 +81,12 @@ impl Builds {
     /// When there is no such build after that time.
     pub async fn gateway(&self, id: &str, wait: Duration) -> Result<Arc<Gateway>, Status> {
         self.find(id, wait, |entry| entry.gateway.clone()).await
+    }
+
+    /// Returns when the oldest build that runs was started, in nanoseconds since 1970.
+    pub fn working_since(&self) -> Option<i64> {
+        let table = self.table.borrow();
+        table.values().filter(|entry| !entry.ended).map(|entry| entry.began).min()
     }
 
     /// Waits until no build runs.
@@ -157,7 +168,9 @@ mod tests {
         early.await.unwrap().unwrap();
         assert_eq!(builds.start("a").unwrap_err().message(), "job ID a exists");
         assert!(tokio::time::timeout(Duration::from_secs(1), builds.idle()).await.is_err());
+        assert!(builds.working_since().is_some());
         drop(running);
+        assert_eq!(builds.working_since(), None);
         builds.idle().await;
         builds.record("a", Duration::ZERO).await.unwrap();
         tokio::time::sleep(KEPT + Duration::from_secs(1)).await;

@@ -280,7 +280,9 @@ impl Control for ControlService {
     }
 
     async fn prune(&self, request: Request<PruneRequest>) -> Answer<Self::PruneStream> {
-        let gone = records::prune(self.engine.store(), &request.into_inner()).await?;
+        let working_since = self.builds.working_since();
+        let gone =
+            records::prune(self.engine.store(), &request.into_inner(), working_since).await?;
         Ok(Response::new(futures::stream::iter(gone.into_iter().map(Ok)).boxed()))
     }
 

@@ -132,10 +132,12 @@ pub(super) async fn usage(
     Ok(found.filter(|record| old(record) && filters.hold(record)).collect())
 }
 
-/// Frees space, and returns what went.
+/// Frees space, and returns what went. What builds have used that began at `working_since`, in nanoseconds since 1970, or
+/// later stays.
 pub(super) async fn prune(
     store: &Store,
     request: &PruneRequest,
+    working_since: Option<i64>,
 ) -> Result<Vec<UsageRecord>, Status> {
     // Refused if it is wrong, whatever it would select.
     Filters::parse(&request.filter)?;
@@ -150,6 +152,7 @@ pub(super) async fn prune(
     let options = PruneOptions {
         all: true,
         older_than: (request.keep_duration > 0).then_some(request.keep_duration),
+        working_since,
     };
     let pruned = store.clone();
     blocking::run(move || pruned.prune(&options)).await.map_err(failed)?;
