@@ -177,9 +177,14 @@ impl Job {
     /// When the result cannot be had or the file is larger than `limit` bytes.
     pub async fn read_file(&self, edge: &Edge, path: &str, limit: u64) -> Result<Option<Bytes>> {
         if let Some(request) = local_request(&edge.vertex.op)? {
-            let announced = self.start(&edge.vertex);
-            let read = self.0.client.read(&request.name, path).await;
-            return self.end(&edge.vertex, announced, read.map_err(SolveError::from));
+            // Several files are read of one folder, which is one step to whoever looks on.
+            let first = !edge.vertex.announced.load(Ordering::Relaxed);
+            let announced = first.then(|| self.start(&edge.vertex));
+            let read = self.0.client.read(&request.name, path).await.map_err(SolveError::from);
+            return match announced {
+                Some(announced) => self.end(&edge.vertex, announced, read),
+                None => read,
+            };
         }
         let snapshot = self.solve(edge).await?;
         self.provide(&snapshot).await?;
