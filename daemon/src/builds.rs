@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use slipway_engine::store::now_nanos;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -54,10 +55,8 @@ impl Builds {
             if table.get(id).is_some_and(|entry| !entry.ended) {
                 return false;
             }
-            let began = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
-            let entry = Entry { record: record.clone(), gateway: None, ended: false, began };
+            let (record, began) = (record.clone(), now_nanos());
+            let entry = Entry { record, gateway: None, ended: false, began };
             table.insert(id.to_owned(), entry);
             true
         });

@@ -5,11 +5,12 @@ mod records;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use slipway_engine::solver::{Entitlements, Services};
+use slipway_engine::store::now_nanos;
 use slipway_engine::{BuildClient, Engine};
 use slipway_spec::llb::Definition;
 use slipway_spec::progress::{ProgressEvent, ProgressSink};
@@ -154,7 +155,6 @@ impl ControlService {
         let running = self.builds.start(&request.r#ref)?;
         let build = async {
             let client = self.client(&request, &running, &sessions)?;
-            let epoch = client.epoch;
             let build = self
                 .engine
                 .begin(client, running.record().clone())
@@ -180,7 +180,7 @@ impl ControlService {
                 }
             };
             let results = gateway.solve_outcome(&outcome).await?;
-            let target = outputs::Target { build: &build, sessions: &sessions, epoch };
+            let target = outputs::Target { build: &build, sessions: &sessions };
             let mut response =
                 outputs::export(&target, &results, outcome.multi_platform, &exporters).await?;
             response.extend(frontend_metadata(&outcome));
@@ -258,9 +258,7 @@ fn frontend_metadata(outcome: &Outcome) -> BTreeMap<String, String> {
 /// Adds the present to the headers of an answer.
 fn timed<T>(stream: T) -> Response<T> {
     let mut response = Response::new(stream);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = timestamp::format(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
-    if let Ok(value) = now.parse() {
+    if let Ok(value) = timestamp::format(now_nanos()).parse() {
         response.metadata_mut().insert(TIME, value);
     }
     response

@@ -30,9 +30,7 @@ use tonic::Status;
 
 use crate::failure::{bridge_status, build_status, solve_status};
 use crate::record::{Announced, Record};
-use convert::{config_key, stat, to_platform};
-
-pub(crate) use convert::to_pb_platform as wire_platform;
+use convert::{config_key, stat};
 
 /// No more than this of a file is read at once, in bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -480,7 +478,8 @@ impl Gateway {
         let image = reference.parse().map_err(|error: slipway_spec::ReferenceError| {
             Status::invalid_argument(error.to_string())
         })?;
-        let platform = platform.map_or_else(Platform::host, to_platform);
+        let platform =
+            platform.map_or_else(Platform::host, |platform| Platform::from(platform).normalized());
         let mode = match mode {
             "pull" => ResolveMode::Pull,
             "local" => ResolveMode::Local,

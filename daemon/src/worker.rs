@@ -7,8 +7,6 @@ use slipway_engine::solver::emulation::Emulation;
 use slipway_spec::llb::pb;
 use slipway_spec::wire::worker::{BuildkitVersion, WorkerRecord};
 
-use crate::gateway::wire_platform;
-
 /// The prefix of labels.
 const LABEL: &str = "org.mobyproject.buildkit.worker.";
 
@@ -63,7 +61,7 @@ impl WorkerInfo {
     /// Describes the worker, with the platforms that it can build for now.
     pub fn record(&self, emulation: &Emulation) -> WorkerRecord {
         let platforms: Vec<pb::Platform> =
-            emulation.platforms().iter().map(wire_platform).collect();
+            emulation.platforms().iter().map(pb::Platform::from).collect();
         WorkerRecord {
             id: self.id.clone(),
             labels: self.labels.clone(),

@@ -26,7 +26,6 @@ use slipway_store::view::View;
 use crate::Engine;
 use crate::bridge::JobBridge;
 use crate::error::BuildError;
-use crate::request::{BuildResult, Export};
 
 /// Whom a build is for.
 #[derive(Clone, Debug)]
@@ -171,19 +170,9 @@ impl Build {
         Ok(())
     }
 
-    /// Makes one output of results, and adds to what is known of them.
-    ///
-    /// # Errors
-    /// When the output cannot be made.
-    pub async fn export(
-        &self,
-        results: &[PlatformResult],
-        multi_platform: bool,
-        export: Export,
-        result: &mut BuildResult,
-    ) -> Result<(), BuildError> {
-        let Inner { engine, job, progress, epoch, .. } = &*self.0;
-        engine.export(job, results, multi_platform, *epoch, export, progress, result).await
+    /// Returns the time of what the build makes, in seconds since 1970, where it is not to be the present.
+    pub fn epoch(&self) -> Option<i64> {
+        self.0.epoch
     }
 
     /// Makes what the build left on the disk survive a power cut.

@@ -23,6 +23,7 @@ pub mod error;
 pub mod inventory;
 pub mod pipeline;
 pub mod request;
+pub mod task;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -40,11 +41,13 @@ use tokio::sync::Semaphore;
 
 pub use build::{Build, BuildClient};
 pub use error::{BuildError, EngineError};
+pub use pipeline::source_date_epoch;
 pub use request::{BuildRequest, BuildResult, Export};
 pub use slipway_exporter as exporter;
 pub use slipway_frontend as frontend;
 pub use slipway_solver as solver;
 pub use slipway_store as store;
+pub use task::Task;
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]

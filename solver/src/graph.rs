@@ -163,7 +163,7 @@ pub(crate) fn load(
             .and_then(|metadata| metadata.description.get("llb.customname"))
             .filter(|name| !name.is_empty())
             .map_or_else(|| describe(&op), Clone::clone);
-        let platform = op.platform.as_ref().map(to_platform);
+        let platform = op.platform.as_ref().map(|platform| Platform::from(platform).normalized());
         let Some(kind) = op.op else {
             return Err(Cause::Invalid(format!("vertex {digest} has no operation")).into());
         };
@@ -250,18 +250,6 @@ fn allow(vertex: &Vertex, entitlements: Entitlements) -> Result<()> {
     let cause =
         Cause::Invalid(format!("{refused} is not allowed; allow it with --allow {refused}"));
     Err(SolveError::from(cause).at(|| vertex.failed()))
-}
-
-fn to_platform(platform: &pb::Platform) -> Platform {
-    let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
-    Platform {
-        os: platform.os.clone(),
-        architecture: platform.architecture.clone(),
-        variant: text(&platform.variant),
-        os_version: text(&platform.os_version),
-        os_features: platform.os_features.clone(),
-    }
-    .normalized()
 }
 
 fn describe(op: &pb::Op) -> String {

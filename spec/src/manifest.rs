@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Descriptor, MediaType};
+use crate::{Descriptor, MediaType, Platform};
 
 /// Upper bound on the size of a manifest or index, in bytes; registries refuse more.
 pub const MAX_MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
@@ -109,6 +109,21 @@ struct Shape {
     config: Option<serde::de::IgnoredAny>,
 }
 
+impl Index {
+    /// Returns the entry that serves a platform best; one that names no platform serves any, if nothing better does.
+    pub fn best_for(&self, platform: &Platform) -> Option<&Descriptor> {
+        let rank = |entry: &Descriptor| {
+            entry.platform.as_ref().map_or(Some(usize::MAX), |offered| platform.rank(offered))
+        };
+        self.manifests
+            .iter()
+            .filter(|entry| !entry.is_attestation())
+            .filter_map(|entry| Some((rank(entry)?, entry)))
+            .min_by_key(|(rank, _)| *rank)
+            .map(|(_, entry)| entry)
+    }
+}
+
 impl Document {
     /// Reads a manifest or index, whatever the caller was told it is.
     ///
@@ -151,6 +166,36 @@ pub fn to_bytes(document: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_entry_that_serves_best_is_taken_and_an_attestation_never() {
+        let index = |platforms: &[Option<&str>]| Index {
+            schema_version: 2,
+            media_type: None,
+            manifests: platforms
+                .iter()
+                .enumerate()
+                .map(|(at, platform)| Descriptor {
+                    platform: platform.map(|text| Platform::parse_raw(text).unwrap()),
+                    ..Descriptor::new(MediaType::OCI_MANIFEST, crate::Digest::of(b"m"), at as u64)
+                })
+                .collect(),
+            annotations: BTreeMap::new(),
+        };
+        let best = |offered: &[Option<&str>], wanted: &str| {
+            index(offered).best_for(&wanted.parse().unwrap()).map(|entry| entry.size)
+        };
+        assert_eq!(
+            best(&[None, Some("linux/arm/v6"), Some("linux/arm/v7")], "linux/arm/v7"),
+            Some(2)
+        );
+        assert_eq!(best(&[None, Some("linux/amd64")], "linux/s390x"), Some(0));
+        assert_eq!(best(&[Some("linux/amd64")], "linux/s390x"), None);
+        let mut attestation = index(&[None]);
+        let kind = ("vnd.docker.reference.type".into(), "attestation-manifest".into());
+        attestation.manifests[0].annotations.extend([kind]);
+        assert_eq!(attestation.best_for(&Platform::host()), None);
+    }
 
     #[test]
     fn refuses_documents_with_two_meanings() {

@@ -78,7 +78,7 @@ impl Drop for ProcessLease {
 
 /// Nanoseconds since 1970 now; never goes back within a process, whatever is done to the clock, so that nothing a process
 /// uses looks older than the process itself.
-pub(crate) fn now_nanos() -> i64 {
+pub fn now_nanos() -> i64 {
     static LATEST: AtomicI64 = AtomicI64::new(0);
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

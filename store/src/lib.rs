@@ -47,6 +47,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 pub use error::{Error, ErrorKind, Result};
+pub use lease::now_nanos;
 
 use crate::error::IoContext as _;
 use crate::layer::Overlay;

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine as _;
-use slipway_engine::exporter::{ImageOptions, PlatformResult};
+use serde_json::Value;
+use slipway_engine::exporter::image::response;
+use slipway_engine::exporter::{Assembled, ImageOptions, PlatformResult};
 use slipway_engine::store::blocking;
-use slipway_engine::{Build, BuildResult, Export};
-use slipway_spec::Digest;
-use slipway_spec::progress::ProgressEvent;
+use slipway_engine::{Build, BuildError, BuildResult, Export, Task, source_date_epoch};
 use slipway_spec::wire::control::{Exporter, SolveRequest};
 use tonic::Status;
 
@@ -22,20 +21,15 @@ use crate::session::file_sync::TransferProgress;
 pub(super) struct Target<'a> {
     pub(super) build: &'a Build,
     pub(super) sessions: &'a SessionGroup,
-    pub(super) epoch: Option<i64>,
 }
 
 /// Returns the time of what a build makes, in seconds since 1970, where the client sets it.
 pub(super) fn epoch(request: &SolveRequest) -> Result<Option<i64>, Status> {
     let argument = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH");
     let attribute = request.exporters.iter().find_map(|e| e.attrs.get("source-date-epoch"));
-    let Some(text) = attribute.or(argument).filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    text.parse().map(Some).map_err(|_| {
-        Status::invalid_argument(format!(
-            "invalid SOURCE_DATE_EPOCH {text:?}: expected seconds since 1970"
-        ))
+    source_date_epoch(attribute.or(argument)).map_err(|error| {
+        // What a client gave, not what a build met.
+        Status::invalid_argument(error.to_string())
     })
 }
 
@@ -132,36 +126,17 @@ impl Target<'_> {
         let session = self.sessions.first().await.map_err(no_session)?;
         self.build.provide(results).await.map_err(|error| build_status(&error))?;
         let (store, all) = (self.build.engine().store().clone(), results.to_vec());
-        let options = ExportTree { split, epoch: self.epoch };
+        let options = ExportTree { split, epoch: self.build.epoch() };
         let tree = blocking::run(move || export_tree(&store, &all, options)).await;
         let tree = tree.map_err(|error| build_status(&error.into()))?;
 
-        // Two outputs may have the same name; they are different work.
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name: Arc<str> = "exporting to client directory".into();
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let vertex = Digest::of(format!("{name} {number}").as_bytes());
-        let record = self.build.progress().clone();
-        record.send(ProgressEvent::Started { vertex: vertex.clone(), name });
-        let progress: TransferProgress = {
-            let (record, vertex) = (record.clone(), vertex.clone());
-            Arc::new(move |status| {
-                record.send(ProgressEvent::Status {
-                    vertex: vertex.clone(),
-                    id: status.id.into(),
-                    current: status.bytes,
-                    total: 0,
-                    done: status.done,
-                });
-            })
-        };
+        let task = Arc::new(Task::start(self.build.progress(), "exporting to client directory"));
+        let told = task.clone();
+        let progress: TransferProgress =
+            Arc::new(move |status| told.moved(status.id, status.bytes, 0, status.done));
         let target = FolderTarget { exporter, whole, label: "copying files".into() };
         let sent = send_tree(&session, &target, Arc::new(tree), &progress).await;
-        record.send(match &sent {
-            Ok(()) => ProgressEvent::Done { vertex },
-            Err(error) => ProgressEvent::Failed { vertex, error: error.to_string().into() },
-        });
-        sent.map_err(|error| build_status(&error.into()))
+        task.end(sent.map_err(BuildError::from)).map_err(|error| build_status(&error))
     }
 }
 
@@ -186,19 +161,13 @@ fn split(attrs: &BTreeMap<String, String>) -> Result<Option<bool>, Status> {
 
 /// What clients are told of an image, under BuildKit's names.
 fn describe(result: &BuildResult) -> BTreeMap<String, String> {
-    let mut response = BTreeMap::new();
-    if let Some(image) = &result.image {
-        response.insert("containerimage.digest".into(), image.digest.to_string());
-        if let Ok(json) = serde_json::to_vec(image) {
-            let encoded = base64::engine::general_purpose::STANDARD.encode(json);
-            response.insert("containerimage.descriptor".into(), encoded);
-        }
-    }
-    if let Some(config) = &result.config {
-        response.insert("containerimage.config.digest".into(), config.digest.to_string());
-    }
-    if !result.names.is_empty() {
-        response.insert("image.name".into(), result.names.join(","));
-    }
-    response
+    let Some(target) = result.image.clone() else { return BTreeMap::new() };
+    let assembled = Assembled { target, config: result.config.clone() };
+    let text = |value: Value| match value {
+        Value::String(text) => text,
+        // What is more than a text comes as JSON in base64.
+        other => base64::engine::general_purpose::STANDARD.encode(other.to_string()),
+    };
+    let known = response(&assembled, &result.names).into_iter();
+    known.map(|(key, value)| (key, text(value))).collect()
 }

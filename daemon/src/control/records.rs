@@ -2,7 +2,7 @@
 
 use prost_types::Timestamp;
 use slipway_engine::store::gc::{PruneOptions, UsageItem};
-use slipway_engine::store::{Store, blocking};
+use slipway_engine::store::{Store, blocking, now_nanos};
 use slipway_spec::wire::control::{PruneRequest, UsageRecord};
 use slipway_spec::wire::worker::WorkerRecord;
 use tonic::Status;
@@ -120,10 +120,7 @@ pub(super) async fn usage(
     filters: &[String],
     age: i64,
 ) -> Result<Vec<UsageRecord>, Status> {
-    let limit = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
-        .saturating_sub(age);
+    let limit = now_nanos().saturating_sub(age);
     let old = |record: &UsageRecord| {
         age <= 0 || record.last_used_at.is_none_or(|used| used.seconds <= limit / 1_000_000_000)
     };

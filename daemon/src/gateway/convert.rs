@@ -5,87 +5,37 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use serde::Deserialize;
 use slipway_engine::store::tree::{Entry, Kind};
-use slipway_spec::llb::pb;
 use slipway_spec::wire::fsutil::Stat;
 use slipway_spec::{ImageConfig, Platform};
 use tonic::Status;
 
-/// Go's bits of a file's mode that are not permissions.
-mod bit {
-    pub(super) const DIRECTORY: u32 = 1 << 31;
-    pub(super) const SYMLINK: u32 = 1 << 27;
-    pub(super) const DEVICE: u32 = 1 << 26;
-    pub(super) const PIPE: u32 = 1 << 25;
-    pub(super) const SET_UID: u32 = 1 << 23;
-    pub(super) const SET_GID: u32 = 1 << 22;
-    pub(super) const CHARACTER: u32 = 1 << 21;
-    pub(super) const STICKY: u32 = 1 << 20;
-}
+use crate::session::file_sync::packet::FileType;
 
 /// Describes an entry as Go programs do.
 pub(super) fn stat(name: &[u8], entry: &Entry) -> Stat {
-    let mut bits = entry.mode & 0o777;
-    for (unix, go) in [(0o4000, bit::SET_UID), (0o2000, bit::SET_GID), (0o1000, bit::STICKY)] {
-        if entry.mode & unix != 0 {
-            bits |= go;
-        }
-    }
     let mut found = Stat {
         path: Bytes::copy_from_slice(name),
+        // A view shows no whiteouts.
+        mode: FileType::of_kind(&entry.kind).map_or(0, |kind| kind.mode(entry.mode)),
         uid: entry.uid,
         gid: entry.gid,
         mod_time: entry.mtime,
         ..Stat::default()
     };
     match &entry.kind {
-        Kind::Directory { .. } => bits |= bit::DIRECTORY,
         Kind::File { size, .. } => found.size = i64::try_from(*size).unwrap_or(i64::MAX),
-        Kind::Symlink { target } => {
-            bits |= bit::SYMLINK;
-            found.linkname = Bytes::copy_from_slice(target);
-        }
-        Kind::CharDevice { major, minor } => {
-            bits |= bit::DEVICE | bit::CHARACTER;
+        Kind::Symlink { target } => found.linkname = Bytes::copy_from_slice(target),
+        Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
             (found.devmajor, found.devminor) = (i64::from(*major), i64::from(*minor));
         }
-        Kind::BlockDevice { major, minor } => {
-            bits |= bit::DEVICE;
-            (found.devmajor, found.devminor) = (i64::from(*major), i64::from(*minor));
-        }
-        Kind::Fifo => bits |= bit::PIPE,
-        Kind::Whiteout => {}
+        Kind::Directory { .. } | Kind::Fifo | Kind::Whiteout => {}
     }
-    found.mode = bits;
     found
 }
 
 /// Returns a key of the metadata for a platform.
 pub(super) fn config_key(name: &str, platform: Option<&str>) -> String {
     platform.map_or_else(|| name.to_owned(), |platform| format!("{name}/{platform}"))
-}
-
-/// Reads a platform.
-pub(super) fn to_platform(platform: &pb::Platform) -> Platform {
-    let text = |text: &String| (!text.is_empty()).then(|| text.clone());
-    let platform = Platform {
-        os: platform.os.clone(),
-        architecture: platform.architecture.clone(),
-        variant: text(&platform.variant),
-        os_version: text(&platform.os_version),
-        os_features: platform.os_features.clone(),
-    };
-    platform.normalized()
-}
-
-/// Writes a platform.
-pub(crate) fn to_pb_platform(platform: &Platform) -> pb::Platform {
-    pb::Platform {
-        architecture: platform.architecture.clone(),
-        os: platform.os.clone(),
-        variant: platform.variant.clone().unwrap_or_default(),
-        os_version: platform.os_version.clone().unwrap_or_default(),
-        os_features: platform.os_features.clone(),
-    }
 }
 
 #[derive(Deserialize)]

@@ -4,6 +4,7 @@ use futures::stream;
 use slipway_spec::Digest;
 use slipway_spec::llb::pb;
 use slipway_store::download::{Download, receive};
+use slipway_store::registry::web::unescape;
 use slipway_store::{Error, Store, blocking};
 use tokio::io::AsyncReadExt as _;
 
@@ -253,18 +254,6 @@ fn disposition_name(header: &str) -> Option<String> {
     })?;
     let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
     Some(value.replace('\\', "")).filter(|name| !name.is_empty() && !name.ends_with('/'))
-}
-
-fn unescape(text: &str) -> String {
-    let mut bytes = vec![];
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = (*first == b'%').then(|| tail.get(..2)).flatten();
-        let code = code.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A URL without what may be a credential.

@@ -210,18 +210,7 @@ impl Images {
                     return self.finish(reference, target, manifest, config);
                 }
                 Document::Index(index) => {
-                    let best = index
-                        .manifests
-                        .iter()
-                        .filter(|entry| !entry.is_attestation())
-                        .filter_map(|entry| {
-                            Some((
-                                entry.platform.as_ref().map_or(Some(99), |p| platform.rank(p))?,
-                                entry,
-                            ))
-                        })
-                        .min_by_key(|(rank, _)| *rank);
-                    let Some((_, entry)) = best else {
+                    let Some(entry) = index.best_for(platform) else {
                         let offered: Vec<String> = index
                             .manifests
                             .iter()

@@ -46,16 +46,7 @@ pub(crate) async fn find(
                 return read_image(store, layouts, source, &from, manifest).await;
             }
             Document::Index(index) => {
-                let best = index
-                    .manifests
-                    .iter()
-                    .filter(|entry| !entry.is_attestation())
-                    .filter_map(|entry| {
-                        let rank = entry.platform.as_ref().map_or(Some(99), |p| platform.rank(p));
-                        Some((rank?, entry))
-                    })
-                    .min_by_key(|(rank, _)| *rank);
-                let Some((_, entry)) = best else {
+                let Some(entry) = index.best_for(platform) else {
                     return Err(Cause::Missing(format!(
                         "the image {} has nothing for {platform}",
                         source.identifier

@@ -245,7 +245,8 @@ fn split_user(url: &str) -> (Option<String>, String) {
     }
 }
 
-fn unescape(text: &str) -> String {
+/// Replaces `%` and two hexadecimal digits by the byte that they stand for; bytes that are no text are replaced as well.
+pub fn unescape(text: &str) -> String {
     let mut bytes = vec![];
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

@@ -101,9 +101,13 @@ impl Scanned {
 #[derive(Debug)]
 pub struct Scan {
     digest: [u8; 32],
-    ownership: Ownership,
-    tree: OnceLock<Arc<Tree>>,
-    kept: Option<Kept>,
+    source: ScanSource,
+}
+
+#[derive(Debug)]
+enum ScanSource {
+    Seen(Arc<Tree>),
+    Kept { kept: Kept, ownership: Ownership, tree: OnceLock<Arc<Tree>> },
 }
 
 impl Scan {
@@ -112,9 +116,7 @@ impl Scan {
     /// # Errors
     /// When a file whose digest is not known cannot be read.
     pub fn of(tree: Tree) -> Result<Self> {
-        let digest = tree.digest()?;
-        let tree = OnceLock::from(Arc::new(tree));
-        Ok(Self { digest, ownership: Ownership::Keep, tree, kept: None })
+        Ok(Self { digest: tree.digest()?, source: ScanSource::Seen(Arc::new(tree)) })
     }
 
     /// Returns the digest of what was seen: see [`Tree::digest`].
@@ -127,14 +129,16 @@ impl Scan {
     /// # Errors
     /// [`ErrorKind::Corrupt`] when what was remembered of it cannot be read.
     pub fn tree(&self) -> Result<Arc<Tree>> {
-        if let Some(tree) = self.tree.get() {
-            return Ok(tree.clone());
+        match &self.source {
+            ScanSource::Seen(tree) => Ok(tree.clone()),
+            ScanSource::Kept { kept, ownership, tree } => {
+                if let Some(tree) = tree.get() {
+                    return Ok(tree.clone());
+                }
+                let read = Arc::new(kept.tree(*ownership == Ownership::Keep)?);
+                Ok(tree.get_or_init(|| read).clone())
+            }
         }
-        let tree = match &self.kept {
-            Some(kept) => kept.tree(self.ownership == Ownership::Keep)?,
-            None => Tree::default(),
-        };
-        Ok(self.tree.get_or_init(|| Arc::new(tree)).clone())
     }
 }
 
@@ -154,22 +158,17 @@ pub fn scan_or_recall(
         kept::place(memory, root, &hash.finalize().into())
     });
     if let Some(kept) = place.as_deref().and_then(|place| Kept::load(place, root)) {
-        return Ok(Scan {
-            digest: kept.digest(),
-            ownership: options.ownership,
-            tree: OnceLock::new(),
-            kept: Some(kept),
-        });
+        let (digest, ownership) = (kept.digest(), options.ownership);
+        let source = ScanSource::Kept { kept, ownership, tree: OnceLock::new() };
+        return Ok(Scan { digest, source });
     }
     let began = now_nanos();
     let (found, listed) = look(root, filter, options)?;
-    let tree = to_tree(&found, options.ownership);
-    let digest = tree.digest()?;
+    let scan = Scan::of(to_tree(&found, options.ownership))?;
     if let Some(place) = place {
-        kept::save(&place, began, &listed, &found, &digest);
+        kept::save(&place, began, &listed, &found, &scan.digest);
     }
-    let tree = OnceLock::from(Arc::new(tree));
-    Ok(Scan { digest, ownership: options.ownership, tree, kept: None })
+    Ok(scan)
 }
 
 /// Scans `root`. Sockets are left out. File contents are digested, on all cores.

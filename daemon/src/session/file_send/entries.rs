@@ -74,9 +74,11 @@ pub(crate) fn list(tree: &Tree) -> Vec<Announced> {
     let mut first_names: HashMap<(u64, u64), Bytes> = HashMap::new();
     let mut entries = Vec::with_capacity(tree.len());
     for (path, entry) in tree.iter().filter(|(path, _)| !path.is_empty()) {
+        let Some(file_type) = FileType::of_kind(&entry.kind) else { continue };
         let path = Bytes::from(path);
         let mut stat = Stat {
             path: path.clone(),
+            mode: file_type.mode(entry.mode),
             uid: entry.uid,
             gid: entry.gid,
             mod_time: entry.mtime,
@@ -84,30 +86,20 @@ pub(crate) fn list(tree: &Tree) -> Vec<Announced> {
             ..Stat::default()
         };
         let mut content = None;
-        let file_type = match &entry.kind {
-            Kind::Whiteout => continue,
-            Kind::Directory { .. } => FileType::Directory,
+        match &entry.kind {
             Kind::File { content: bytes, size } => {
                 content = Some(bytes.clone());
                 stat.size = i64::try_from(*size).unwrap_or(i64::MAX);
-                FileType::Regular
             }
             Kind::Symlink { target } => {
                 stat.linkname = target.clone().into();
                 stat.size = i64::try_from(target.len()).unwrap_or(i64::MAX);
-                FileType::Symlink
             }
-            Kind::CharDevice { major, minor } => {
+            Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
                 (stat.devmajor, stat.devminor) = (i64::from(*major), i64::from(*minor));
-                FileType::CharDevice
             }
-            Kind::BlockDevice { major, minor } => {
-                (stat.devmajor, stat.devminor) = (i64::from(*major), i64::from(*minor));
-                FileType::BlockDevice
-            }
-            Kind::Fifo => FileType::Fifo,
-        };
-        stat.mode = file_type.mode(entry.mode);
+            Kind::Directory { .. } | Kind::Fifo | Kind::Whiteout => {}
+        }
         // A further name of a symbolic link cannot be said: the place for it has the target.
         if let Some(inode) = entry.inode.filter(|_| file_type != FileType::Symlink) {
             match first_names.get(&inode) {

@@ -1,6 +1,7 @@
 //! The messages of a file transfer, and file modes as the Go language numbers them.
 
 use bytes::Bytes;
+use slipway_engine::store::tree::Kind;
 use slipway_spec::wire::fsutil::packet::PacketType;
 use slipway_spec::wire::fsutil::{Packet, Stat};
 
@@ -41,6 +42,19 @@ impl FileType {
             FIFO => Self::Fifo,
             bits if bits == DEVICE | CHARACTER => Self::CharDevice,
             _ => return None,
+        })
+    }
+
+    /// Returns the type of an entry; `None` for a whiteout, which is the absence of one.
+    pub(crate) fn of_kind(kind: &Kind) -> Option<Self> {
+        Some(match kind {
+            Kind::File { .. } => Self::Regular,
+            Kind::Directory { .. } => Self::Directory,
+            Kind::Symlink { .. } => Self::Symlink,
+            Kind::CharDevice { .. } => Self::CharDevice,
+            Kind::BlockDevice { .. } => Self::BlockDevice,
+            Kind::Fifo => Self::Fifo,
+            Kind::Whiteout => return None,
         })
     }
 
