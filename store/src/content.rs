@@ -3,6 +3,8 @@
 //! A blob is written to a temporary file while it is hashed, then committed: synced, renamed to its name, its folder
 //! synced, and only then given a row. A committed blob never changes.
 
+pub(crate) mod uncached;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::OptionalExtension as _;
 use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
 
+use self::uncached::{Source, Uncached};
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lease::now_nanos;
@@ -19,10 +22,33 @@ use crate::lease::now_nanos;
 pub struct ContentWriter {
     store: Store,
     path: PathBuf,
-    file: File,
+    file: Sink,
     hasher: Hasher,
     size: u64,
     committed: bool,
+}
+
+/// Where the bytes go.
+#[derive(Debug)]
+enum Sink {
+    File(File),
+    Uncached(Uncached),
+    /// They have all been written.
+    Finished,
+}
+
+impl Sink {
+    fn finish(&mut self) -> io::Result<File> {
+        match std::mem::replace(self, Self::Finished) {
+            Self::File(file) => Ok(file),
+            Self::Uncached(file) => file.finish(),
+            Self::Finished => Err(finished()),
+        }
+    }
+}
+
+fn finished() -> io::Error {
+    io::Error::other("the content was written already")
 }
 
 impl ContentWriter {
@@ -60,9 +86,10 @@ impl ContentWriter {
         }
         let target = self.store.blob_path(&digest);
         if !self.store.has_blob(&digest)? {
-            rustix::fs::fchmod(&self.file, rustix::fs::Mode::from_raw_mode(0o444))
+            let file = self.file.finish().at("write", &self.path)?;
+            rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o444))
                 .at("set the mode of", &self.path)?;
-            self.file.sync_all().at("write", &self.path)?;
+            file.sync_all().at("write", &self.path)?;
             let parent = target.parent().expect("a blob's path has a folder");
             if !parent.is_dir() {
                 fs::create_dir_all(parent).at("create", parent)?;
@@ -81,7 +108,11 @@ impl ContentWriter {
 
 impl Write for ContentWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
+        let written = match &mut self.file {
+            Sink::File(file) => file.write(bytes)?,
+            Sink::Uncached(file) => file.write(bytes)?,
+            Sink::Finished => return Err(finished()),
+        };
         self.hasher.update(&bytes[..written]);
         self.size += written as u64;
         Ok(written)
@@ -119,7 +150,16 @@ impl Store {
     /// # Errors
     /// When the temporary file cannot be made.
     pub fn write_blob(&self) -> Result<ContentWriter> {
-        self.writer(Hasher::sha256())
+        self.writer(Hasher::sha256(), Sink::File)
+    }
+
+    /// As [`write_blob`](Self::write_blob), for content that nobody is likely to read soon: if it is large, it does not
+    /// pass through the page cache.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be made.
+    pub(crate) fn write_uncached(&self) -> Result<ContentWriter> {
+        self.writer(Hasher::sha256(), |file| Sink::Uncached(Uncached::new(file)))
     }
 
     /// Opens a new blob for writing whose digest is known beforehand.
@@ -127,12 +167,12 @@ impl Store {
     /// # Errors
     /// When the temporary file cannot be made.
     pub fn write_expected(&self, digest: &Digest) -> Result<ContentWriter> {
-        self.writer(digest.verifier())
+        self.writer(digest.verifier(), Sink::File)
     }
 
-    fn writer(&self, hasher: Hasher) -> Result<ContentWriter> {
+    fn writer(&self, hasher: Hasher, sink: fn(File) -> Sink) -> Result<ContentWriter> {
         let path = self.temporary("blob");
-        let file = File::create_new(&path).at("create", &path)?;
+        let file = sink(File::create_new(&path).at("create", &path)?);
         Ok(ContentWriter { store: self.clone(), path, file, hasher, size: 0, committed: false })
     }
 
@@ -208,6 +248,11 @@ impl Store {
             io::ErrorKind::NotFound => Error::missing_blob(digest),
             _ => Error::io(format!("cannot open {}", path.display()), error),
         })
+    }
+
+    /// Opens content for reading large parts of it.
+    pub(crate) fn blob_source(&self, digest: &Digest) -> io::Result<Source> {
+        Source::open(&self.blob_path(digest))
     }
 
     /// Reads a small document whole and verifies it.

@@ -4,9 +4,7 @@
 //! compress, one hashes and writes the result. Segments of the tar that some blob here already holds are copied from it: what
 //! they hold is known from the digests of the files, which need not be read.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::FileExt as _;
 use std::sync::PoisonError;
 
 use rusqlite::{Connection, OptionalExtension as _};
@@ -15,6 +13,7 @@ use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
 
 use crate::Store;
 use crate::content::ContentWriter;
+use crate::content::uncached::Source;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::layer::behind::Behind;
 use crate::layer::compression::{self, Encoder, MEMBER_SIZE, Member};
@@ -233,7 +232,7 @@ struct Packer {
     /// Where segments begin, as a number of members, and what they are.
     segments: Vec<(usize, Option<SegmentKey>)>,
     /// The blob that a segment was last found in.
-    source: Option<(Digest, File)>,
+    source: Option<(Digest, Source)>,
     /// Members found there, on their way.
     expander: Expander,
 }
@@ -269,11 +268,11 @@ struct KnownSegment {
 }
 
 /// Part of the key of each segment; raised when the compressor would give other bytes.
-const COMPRESSOR: &[u8] = b"libdeflate 1.26 ";
+const COMPRESSOR: &[u8] = b"libdeflate 1.26, stored if poor ";
 
 impl Packer {
     fn new(store: &Store, options: &BlobOptions) -> Result<Self> {
-        let out = Behind::new(store.write_blob()?);
+        let out = Behind::new(store.write_uncached()?);
         let encoder =
             Encoder::new(out, options.compression, options.level).context(cannot_write)?;
         let (store, level) = (store.clone(), options.level);
@@ -311,14 +310,13 @@ impl Packer {
     fn splice(&mut self, known: &KnownSegment) -> io::Result<bool> {
         if self.source.as_ref().is_none_or(|(digest, _)| *digest != known.blob) {
             // A blob that is gone is no error: what it held is written anew.
-            let Ok(file) = self.store.open_blob(&known.blob) else { return Ok(false) };
+            let Ok(file) = self.store.blob_source(&known.blob) else { return Ok(false) };
             self.source = Some((known.blob.clone(), file));
         }
         let Some((digest, file)) = &self.source else { return Ok(false) };
         let read = |offset: u64, member: &Member| {
-            let mut bytes = vec![0; member.length];
-            let read = file.read_exact_at(&mut bytes, offset);
-            (read.is_ok() && libdeflater::crc32(&bytes) == member.sum).then_some(bytes)
+            let bytes = file.read(offset, member.length).ok()?;
+            (libdeflater::crc32(&bytes) == member.sum).then_some(bytes)
         };
         // All of it must be sound before any of it is used.
         let mut members = vec![];

@@ -6,18 +6,20 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use bytes::Bytes;
+
 use super::compression;
 
 /// A member with what it holds.
 #[derive(Debug)]
 pub(crate) struct Expanded {
-    pub(crate) member: Vec<u8>,
+    pub(crate) member: Bytes,
     pub(crate) bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Job {
-    member: Vec<u8>,
+    member: Bytes,
     size: usize,
     reply: SyncSender<io::Result<Expanded>>,
 }
@@ -37,7 +39,7 @@ struct Threads {
 
 impl Expander {
     /// Starts on a member that holds `size` bytes.
-    pub(crate) fn put(&mut self, member: Vec<u8>, size: usize) -> io::Result<()> {
+    pub(crate) fn put(&mut self, member: Bytes, size: usize) -> io::Result<()> {
         let threads = match &mut self.threads {
             Some(threads) => threads,
             None => self.threads.insert(Threads::start()?),
@@ -114,13 +116,13 @@ mod tests {
             while expander.is_full() {
                 out.push(expander.take().unwrap().unwrap().bytes);
             }
-            expander.put(member, text.len()).unwrap();
+            expander.put(member.into(), text.len()).unwrap();
         }
         while let Some(expanded) = expander.take().unwrap() {
             out.push(expanded.bytes);
         }
         assert!(out == texts);
-        expander.put(b"no gzip at all".to_vec(), 10).unwrap();
+        expander.put(Bytes::from_static(b"no gzip at all"), 10).unwrap();
         assert_eq!(expander.take().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

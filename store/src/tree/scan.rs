@@ -3,24 +3,25 @@
 //! A digest is taken from memory when device, inode, size, modification and change time are what they were. A file that
 //! changed within [`RACY`] of being read is read again next time: its next change might leave no trace in the times.
 
+pub(crate) mod digest;
 mod kept;
 mod memory;
+mod walk;
 
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::collections::BTreeMap;
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use rustix::fs::FileType;
 use sha2::{Digest as _, Sha256};
-use slipway_spec::digest::to_hex;
 
-use self::kept::{Kept, Listed};
-use self::memory::Memory;
+use self::digest::digest_all;
+pub use self::digest::digest_file;
+pub(crate) use self::digest::{open_regular, open_sized};
+use self::kept::{Draft, Kept, Known, Listed};
+use self::walk::{examine, walk};
 use super::{Content, Entry, Kind, Tree};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lease::now_nanos;
@@ -78,6 +79,7 @@ pub struct ScanOptions<'a> {
     pub memory: Option<&'a Path>,
 }
 
+/// A path that is part of the scan, with what is known of it.
 struct Scanned {
     path: Vec<u8>,
     host: PathBuf,
@@ -85,15 +87,22 @@ struct Scanned {
     parent: usize,
     /// The place of a directory in that list.
     listed: Option<usize>,
-    metadata: fs::Metadata,
+    stamp: Stamp,
+    /// Type and permissions.
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    links: u64,
+    /// The device that a device file stands for.
+    device: u64,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     link: Option<Vec<u8>>,
     digest: Option<[u8; 32]>,
 }
 
 impl Scanned {
-    fn is_dir(&self) -> bool {
-        self.metadata.is_dir()
+    fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(self.mode)
     }
 }
 
@@ -157,16 +166,23 @@ pub fn scan_or_recall(
         hash.update([u8::from(options.ownership == Ownership::Keep)]);
         kept::place(memory, root, &hash.finalize().into())
     });
-    if let Some(kept) = place.as_deref().and_then(|place| Kept::load(place, root)) {
-        let (digest, ownership) = (kept.digest(), options.ownership);
-        let source = ScanSource::Kept { kept, ownership, tree: OnceLock::new() };
-        return Ok(Scan { digest, source });
-    }
+    let kept = place.as_deref().and_then(|place| Kept::load(place, root));
+    let same = kept.as_ref().and_then(Kept::verify);
+    let known = match (kept, same) {
+        (Some(kept), Some(same)) if same.iter().all(|same| *same) => {
+            let (digest, ownership) = (kept.digest(), options.ownership);
+            let source = ScanSource::Kept { kept, ownership, tree: OnceLock::new() };
+            return Ok(Scan { digest, source });
+        }
+        (kept, same) => kept.zip(same),
+    };
+    let known = known.as_ref().and_then(|(kept, same)| kept.known(same)).unwrap_or_default();
     let began = now_nanos();
-    let (found, listed) = look(root, filter, options)?;
-    let scan = Scan::of(to_tree(&found, options.ownership))?;
-    if let Some(place) = place {
-        kept::save(&place, began, &listed, &found, &scan.digest);
+    let (found, listed) = look(root, filter, options, &known)?;
+    let draft = place.and_then(|place| Draft::new(place, began, &listed, &found));
+    let scan = Scan::of(to_tree(found, options.ownership))?;
+    if let Some(draft) = draft {
+        draft.save(&scan.digest);
     }
     Ok(scan)
 }
@@ -176,17 +192,18 @@ pub fn scan_or_recall(
 /// # Errors
 /// When something cannot be read; the error names the path.
 pub fn scan(root: &Path, filter: &mut dyn Filter, options: &ScanOptions<'_>) -> Result<Tree> {
-    Ok(to_tree(&look(root, filter, options)?.0, options.ownership))
+    Ok(to_tree(look(root, filter, options, &Known::default())?.0, options.ownership))
 }
 
-fn to_tree(found: &[Scanned], ownership: Ownership) -> Tree {
-    found.iter().filter_map(|scanned| to_entry(scanned, ownership)).collect()
+fn to_tree(found: Vec<Scanned>, ownership: Ownership) -> Tree {
+    found.into_iter().filter_map(|scanned| to_entry(scanned, ownership)).collect()
 }
 
 fn look(
     root: &Path,
     filter: &mut dyn Filter,
     options: &ScanOptions<'_>,
+    known: &Known<'_>,
 ) -> Result<(Vec<Scanned>, Vec<Listed>)> {
     let metadata = fs::metadata(root).at("read", root)?;
     if !metadata.is_dir() {
@@ -196,216 +213,46 @@ fn look(
         ));
     }
     let mut listed = vec![Listed { path: vec![], stamp: Stamp::of(&metadata) }];
-    let mut found = examine(walk(root, filter, &mut listed)?)?;
+    let mut found = examine(walk(root, filter, &mut listed, known)?)?;
     digest_all(root, &mut found, options)?;
     Ok((found, listed))
 }
 
-/// A path that is part of the scan, as its directory lists it.
-struct Seen {
-    path: Vec<u8>,
-    host: PathBuf,
-    parent: usize,
-    listed: Option<usize>,
-}
-
-/// A directory whose entries are being visited.
-struct Level {
-    host: PathBuf,
-    path: Vec<u8>,
-    listed: usize,
-    names: std::vec::IntoIter<(OsString, bool)>,
-}
-
-/// Visits everything below `root`, in the order of a walk. Not by recursion: contexts may be deeper than the stack.
-fn walk(root: &Path, filter: &mut dyn Filter, listed: &mut Vec<Listed>) -> Result<Vec<Seen>> {
-    let mut found = vec![];
-    // Directories on the way to the current one that are taken only if something below them is.
-    let mut waiting: Vec<Seen> = vec![];
-    let names = list(root)?.into_iter();
-    let mut levels = vec![Level { host: root.to_path_buf(), path: vec![], listed: 0, names }];
-    while let Some(level) = levels.last_mut() {
-        let Some((name, directory)) = level.names.next() else {
-            // Still waiting means that nothing below was taken.
-            if waiting.last().is_some_and(|last| last.path == level.path) {
-                waiting.pop();
-            }
-            levels.pop();
-            continue;
-        };
-        let path = super::join(&level.path, name.as_bytes());
-        let host = level.host.join(&name);
-        let verdict = filter.verdict(&path, directory);
-        if verdict == Verdict::Skip || (verdict == Verdict::Look && !directory) {
-            continue;
+fn to_entry(scanned: Scanned, ownership: Ownership) -> Option<(Vec<u8>, Entry)> {
+    let (major, minor) = (rustix::fs::major(scanned.device), rustix::fs::minor(scanned.device));
+    let kind = match scanned.file_type() {
+        FileType::Directory => Kind::Directory { opaque: false },
+        FileType::RegularFile => {
+            let content = Content::Host { path: scanned.host.into(), digest: scanned.digest };
+            Kind::File { content, size: scanned.stamp.size }
         }
-        // Its attributes first: a change after that shows in them.
-        let stamp = match directory.then(|| fs::symlink_metadata(&host)).transpose() {
-            Err(error) if is_gone(&error) => continue,
-            other => other.at("read", &host)?.map(|metadata| Stamp::of(&metadata)),
-        };
-        let names = match directory.then(|| list(&host)).transpose() {
-            // Gone, or replaced by something else, since it was seen.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            other => other?,
-        };
-        let place = stamp.map(|stamp| {
-            listed.push(Listed { path: path.clone(), stamp });
-            listed.len() - 1
-        });
-        let (path_here, host_here) = (path.clone(), host.clone());
-        let seen = Seen { path: path_here, host: host_here, parent: level.listed, listed: place };
-        if verdict == Verdict::Take {
-            found.append(&mut waiting);
-            found.push(seen);
-        } else {
-            waiting.push(seen);
-        }
-        levels.extend(names.zip(place).map(|(names, listed)| Level {
-            host,
-            path,
-            listed,
-            names: names.into_iter(),
-        }));
-    }
-    Ok(found)
-}
-
-/// Lists a directory in byte order, and which of its entries are directories.
-fn list(folder: &Path) -> Result<Vec<(OsString, bool)>> {
-    let entries = fs::read_dir(folder).map_err(|error| match error.kind() {
-        io::ErrorKind::NotADirectory => io::Error::from(io::ErrorKind::NotFound),
-        _ => error,
-    });
-    let mut names = vec![];
-    for entry in entries.at("read", folder)? {
-        let entry = entry.at("read", folder)?;
-        match entry.file_type() {
-            Ok(kind) => names.push((entry.file_name(), kind.is_dir())),
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error).at("read", &entry.path()),
-        }
-    }
-    names.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
-    Ok(names)
-}
-
-/// Reads the attributes of what was seen, on all cores. What went away meanwhile is as if it had never been there.
-fn examine(seen: Vec<Seen>) -> Result<Vec<Scanned>> {
-    let one = |seen: Seen| -> Result<Option<Scanned>> {
-        let Seen { path, host, parent, listed } = seen;
-        let metadata = match fs::symlink_metadata(&host) {
-            Err(error) if is_gone(&error) => return Ok(None),
-            other => other.at("read", &host)?,
-        };
-        let link = if metadata.is_symlink() {
-            match fs::read_link(&host) {
-                Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::InvalidInput => {
-                    return Ok(None);
-                }
-                other => Some(other.at("read", &host)?.into_os_string().into_vec()),
-            }
-        } else {
-            None
-        };
-        // A directory that has become something else was not listed as what it is now.
-        if listed.is_some() != metadata.is_dir() {
-            return Ok(None);
-        }
-        let xattrs = BTreeMap::new();
-        Ok(Some(Scanned { path, host, parent, listed, metadata, xattrs, link, digest: None }))
+        FileType::Symlink => Kind::Symlink { target: scanned.link.unwrap_or_default() },
+        FileType::CharacterDevice => Kind::CharDevice { major, minor },
+        FileType::BlockDevice => Kind::BlockDevice { major, minor },
+        FileType::Fifo => Kind::Fifo,
+        // No layer holds sockets.
+        _ => return None,
     };
-    let all = |part: Vec<Seen>| {
-        part.into_iter().filter_map(|seen| one(seen).transpose()).collect::<Result<Vec<_>>>()
-    };
-    // A thread costs as much as the attributes of about this many files.
-    let threads =
-        std::thread::available_parallelism().map_or(1, usize::from).min(seen.len().div_ceil(1024));
-    if threads <= 1 {
-        return all(seen);
-    }
-    let mut rest = seen;
-    let size = rest.len().div_ceil(threads);
-    let mut parts = vec![];
-    while rest.len() > size {
-        parts.push(rest.split_off(rest.len() - size));
-    }
-    parts.push(rest);
-    std::thread::scope(|scope| {
-        // The last part was cut off first.
-        let workers: Vec<_> =
-            parts.into_iter().rev().map(|part| scope.spawn(|| all(part))).collect();
-        let mut found = vec![];
-        for worker in workers {
-            found.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
-        Ok(found)
-    })
-}
-
-/// Reads the one extended attribute that layers carry.
-pub(crate) fn capability(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    const NAME: &str = "security.capability";
-    let mut buffer = [0u8; 64];
-    let mut xattrs = BTreeMap::new();
-    match rustix::fs::lgetxattr(path, NAME, &mut buffer) {
-        Ok(length) => {
-            xattrs.insert(NAME.as_bytes().to_vec(), buffer[..length].to_vec());
-        }
-        Err(
-            rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOENT,
-        ) => {}
-        Err(error) => return Err(error).at("read the capabilities of", path),
-    }
-    Ok(xattrs)
-}
-
-fn to_entry(scanned: &Scanned, ownership: Ownership) -> Option<(Vec<u8>, Entry)> {
-    let metadata = &scanned.metadata;
-    let kind = file_kind(metadata, scanned.link.clone(), || Content::Host {
-        path: scanned.host.clone().into(),
-        digest: scanned.digest,
-    })?;
     let (uid, gid) = match ownership {
         Ownership::Root => (0, 0),
-        Ownership::Keep => (metadata.uid(), metadata.gid()),
+        Ownership::Keep => (scanned.uid, scanned.gid),
     };
+    let shared = scanned.links > 1 && !matches!(kind, Kind::Directory { .. });
     let entry = Entry {
         kind,
-        mode: metadata.mode() & 0o7777,
+        mode: scanned.mode & 0o7777,
         uid,
         gid,
-        mtime: mtime(metadata),
-        xattrs: scanned.xattrs.clone(),
-        inode: (metadata.nlink() > 1 && !metadata.is_dir())
-            .then(|| (metadata.dev(), metadata.ino())),
+        mtime: scanned.stamp.mtime,
+        xattrs: scanned.xattrs,
+        inode: shared.then_some((scanned.stamp.device, scanned.stamp.inode)),
     };
-    Some((scanned.path.clone(), entry))
+    Some((scanned.path, entry))
 }
 
 /// Returns the modification time in nanoseconds since 1970.
 pub(crate) fn mtime(metadata: &fs::Metadata) -> i64 {
     metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
-}
-
-/// Returns what a file is; `None` for sockets, which no layer holds.
-pub(crate) fn file_kind(
-    metadata: &fs::Metadata,
-    link: Option<Vec<u8>>,
-    content: impl FnOnce() -> Content,
-) -> Option<Kind> {
-    use std::os::unix::fs::FileTypeExt as _;
-    let file_type = metadata.file_type();
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    Some(match () {
-        () if file_type.is_dir() => Kind::Directory { opaque: false },
-        () if file_type.is_file() => Kind::File { content: content(), size: metadata.size() },
-        () if file_type.is_symlink() => Kind::Symlink { target: link.unwrap_or_default() },
-        () if file_type.is_char_device() => Kind::CharDevice { major, minor },
-        () if file_type.is_block_device() => Kind::BlockDevice { major, minor },
-        () if file_type.is_fifo() => Kind::Fifo,
-        () => return None,
-    })
 }
 
 /// What must be unchanged for a remembered digest to hold.
@@ -431,149 +278,11 @@ impl Stamp {
                 .saturating_add(metadata.ctime_nsec()),
         }
     }
-}
 
-fn digest_all(root: &Path, found: &mut Vec<Scanned>, options: &ScanOptions<'_>) -> Result<()> {
-    let memory = options.memory.map(|folder| {
-        let name = to_hex(&Sha256::digest(root.as_os_str().as_bytes()));
-        folder.join(name)
-    });
-    let remembered = memory.as_deref().map(Memory::load).unwrap_or_default();
-    let mut cursor = remembered.iter();
-    let mut next = cursor.next();
-    let mut to_read = vec![];
-    let mut unchanged = 0;
-    for (at, scanned) in found.iter_mut().enumerate() {
-        if !scanned.metadata.is_file() {
-            continue;
-        }
-        // Both lists are in the order of a walk.
-        while next.as_ref().is_some_and(|(path, ..)| walk_order(path, &scanned.path).is_lt()) {
-            next = cursor.next();
-        }
-        match &next {
-            Some((path, stamp, digest))
-                if *path == scanned.path && *stamp == Stamp::of(&scanned.metadata) =>
-            {
-                scanned.digest = Some(*digest);
-                unchanged += 1;
-            }
-            _ => to_read.push(at),
-        }
+    /// Whether the next change was bound to leave a trace, seen at `began`.
+    fn is_settled(&self, began: i64) -> bool {
+        self.mtime.max(self.ctime) <= began - RACY
     }
-    let began = now_nanos();
-    let gone = read_all(found, &to_read)?;
-    if let Some(path) = memory
-        && (!to_read.is_empty() || unchanged != remembered.count)
-    {
-        Memory::save(&path, found, began);
-    }
-    let mut at = 0;
-    found.retain(|_| {
-        at += 1;
-        !gone.contains(&(at - 1))
-    });
-    Ok(())
-}
-
-/// Whether a path that was there a moment ago is not any more.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-fn walk_order(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
-    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-    a.iter().map(key).cmp(b.iter().map(key))
-}
-
-/// What reading a file gives: the digest of its bytes, and its attributes.
-type Read = ([u8; 32], BTreeMap<Vec<u8>, Vec<u8>>);
-
-/// Digests the files at `to_read` on all cores. Returns which of them went away meanwhile.
-fn read_all(found: &mut [Scanned], to_read: &[usize]) -> Result<HashSet<usize>> {
-    let threads =
-        std::thread::available_parallelism().map_or(1, usize::from).min(to_read.len().div_ceil(64));
-    let cursor = AtomicUsize::new(0);
-    let files: &[Scanned] = found;
-    let work = || -> Result<Vec<(usize, Option<Read>)>> {
-        let mut digests = vec![];
-        let mut buffer = vec![0; 128 * 1024];
-        while let Some(at) = to_read.get(cursor.fetch_add(1, Ordering::Relaxed)) {
-            let host = &files[*at].host;
-            match digest_file(host, &mut buffer).and_then(|digest| Ok((digest, capability(host)?)))
-            {
-                Err(error) if error.kind() == ErrorKind::NotFound => digests.push((*at, None)),
-                other => digests.push((*at, Some(other?))),
-            }
-        }
-        Ok(digests)
-    };
-    let parts = if threads <= 1 {
-        vec![work()]
-    } else {
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            workers
-                .into_iter()
-                .map(|worker| {
-                    worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                })
-                .collect()
-        })
-    };
-    let mut gone = HashSet::new();
-    for part in parts {
-        for (at, digest) in part? {
-            match digest {
-                Some((digest, xattrs)) => {
-                    found[at].digest = Some(digest);
-                    found[at].xattrs = xattrs;
-                }
-                None => {
-                    gone.insert(at);
-                }
-            }
-        }
-    }
-    Ok(gone)
-}
-
-/// Returns the sha256 of a file's bytes.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn digest_file(path: &Path, buffer: &mut [u8]) -> Result<[u8; 32]> {
-    let mut file = open_regular(path)?;
-    let mut hash = Sha256::new();
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return Ok(hash.finalize().into()),
-            Ok(read) => hash.update(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).at("read", path),
-        }
-    }
-}
-
-/// Opens a file for reading that must still be a regular file.
-pub(crate) fn open_regular(path: &Path) -> Result<File> {
-    open_sized(path).map(|(file, _)| file)
-}
-
-/// As [`open_regular`], and tells the size of the file in bytes.
-pub(crate) fn open_sized(path: &Path) -> Result<(File, u64)> {
-    use rustix::fs::{Mode, OFlags};
-    // A file replaced by a link or a pipe must neither lead elsewhere nor block.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).at("open", path)?);
-    let metadata = file.metadata().at("read", path)?;
-    if !metadata.is_file() {
-        return Err(Error::new(
-            ErrorKind::Invalid,
-            format!("{} is no regular file any more", path.display()),
-        ));
-    }
-    Ok((file, metadata.len()))
 }
 
 /// Makes the host content of a file.
@@ -583,7 +292,11 @@ pub(crate) fn host_content(path: PathBuf) -> Content {
 
 #[cfg(test)]
 mod tests {
+    use super::digest::digest_file;
+    use super::memory::Memory;
     use super::*;
+    use std::sync::atomic::Ordering;
+
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
     fn options(memory: &Path) -> ScanOptions<'_> {
@@ -738,16 +451,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs::write(&path, "x").unwrap();
-        let scanned = Scanned {
-            path: b"a".to_vec(),
-            host: path.clone(),
-            parent: 0,
-            listed: None,
-            metadata: fs::metadata(&path).unwrap(),
-            xattrs: BTreeMap::new(),
-            link: None,
-            digest: Some([7; 32]),
-        };
+        let scanned = walk::scanned(
+            walk::Seen { path: b"a".to_vec(), host: path.clone(), parent: 0, listed: None },
+            &fs::metadata(&path).unwrap(),
+            None,
+        );
+        let scanned = Scanned { digest: Some([7; 32]), ..scanned };
         let memory = folder.path().join("memory");
         Memory::save(&memory, std::slice::from_ref(&scanned), now_nanos());
         assert_eq!(Memory::load(&memory).count, 0, "a file that changed just now is not trusted");

@@ -16,6 +16,11 @@ pub(super) const BLOCK: usize = 1 << 20;
 /// The default level: measured on system files, within 1.2 % of the size of `gzip -6` at several times its speed; the
 /// next levels save 2 % more and take half as long again.
 const DEFAULT_LEVEL: i32 = 4;
+/// At the default level, a block that would not lose at least this part of its size is stored as it is: whoever unpacks it
+/// gains more time than the transfer of the rest takes.
+const WORTH: usize = 8;
+/// Smaller blocks are never stored.
+const MIN_STORED: usize = 64 << 10;
 /// Blocks in flight per thread; two keep every thread busy while the oldest block is written.
 const BLOCKS_PER_THREAD: usize = 2;
 
@@ -34,7 +39,7 @@ struct Done {
 /// Compresses to gzip members, in order, on up to `threads` threads, started one by one as blocks queue up.
 pub(super) struct Encoder<W: Write> {
     out: W,
-    level: CompressionLvl,
+    effort: Effort,
     threads: usize,
     block: Vec<u8>,
     spare: Vec<Vec<u8>>,
@@ -54,12 +59,14 @@ struct Pool {
 
 impl<W: Write> Encoder<W> {
     pub(super) fn new(out: W, level: Option<i32>, threads: usize) -> io::Result<Self> {
+        let chosen = level.is_some();
         let level = level.unwrap_or(DEFAULT_LEVEL).clamp(0, 12);
         let level =
             CompressionLvl::new(level).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let effort = Effort { level, store_poor: !chosen };
         Ok(Self {
             out,
-            level,
+            effort,
             threads: threads.max(1),
             block: Vec::new(),
             spare: Vec::new(),
@@ -113,7 +120,7 @@ impl<W: Write> Encoder<W> {
             self.collect()?;
         }
         if !self.block.is_empty() || self.members.is_empty() {
-            let member = compress(&mut Compressor::new(self.level), &self.block)?;
+            let member = Deflater::new(self.effort).compress(&self.block)?;
             self.put(&member, self.block.len())?;
         }
         self.out.flush()?;
@@ -127,7 +134,7 @@ impl<W: Write> Encoder<W> {
         }
         let pool = self.pool.get_or_insert_with(Pool::new);
         if pool.workers.len() < self.threads && pool.workers.len() <= self.pending.len() {
-            pool.start_worker(self.level)?;
+            pool.start_worker(self.effort)?;
         }
         let input = std::mem::replace(&mut self.block, self.spare.pop().unwrap_or_default());
         let (reply, result) = mpsc::sync_channel(1);
@@ -156,14 +163,14 @@ impl Pool {
         Self { jobs: Some(jobs), queue: Arc::new(Mutex::new(queue)), workers: Vec::new() }
     }
 
-    fn start_worker(&mut self, level: CompressionLvl) -> io::Result<()> {
+    fn start_worker(&mut self, effort: Effort) -> io::Result<()> {
         let queue = Arc::clone(&self.queue);
         let work = move || {
-            let mut compressor = Compressor::new(level);
+            let mut deflater = Deflater::new(effort);
             loop {
                 let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 let Ok(Job { input, reply }) = job else { return };
-                let member = compress(&mut compressor, &input);
+                let member = deflater.compress(&input);
                 // Nobody waits for the answer when the encoder was dropped early.
                 drop(reply.send(Done { input, member }));
             }
@@ -185,6 +192,44 @@ impl Drop for Pool {
             // A worker that panicked has already been reported as a lost block.
             drop(worker.join());
         }
+    }
+}
+
+/// How hard to try.
+#[derive(Clone, Copy)]
+struct Effort {
+    level: CompressionLvl,
+    /// Whether blocks that hardly lose size are stored.
+    store_poor: bool,
+}
+
+struct Deflater {
+    compressor: Compressor,
+    /// Made when the first block is stored.
+    storer: Option<Compressor>,
+    effort: Effort,
+}
+
+impl Deflater {
+    fn new(effort: Effort) -> Self {
+        Self { compressor: Compressor::new(effort.level), storer: None, effort }
+    }
+
+    fn compress(&mut self, input: &[u8]) -> io::Result<Vec<u8>> {
+        let member = compress(&mut self.compressor, input)?;
+        let worth = member.len() <= input.len() - input.len() / WORTH;
+        if worth || !self.effort.store_poor || input.len() < MIN_STORED {
+            return Ok(member);
+        }
+        let storer = match &mut self.storer {
+            Some(storer) => storer,
+            None => {
+                let level = CompressionLvl::new(0)
+                    .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+                self.storer.insert(Compressor::new(level))
+            }
+        };
+        compress(storer, input)
     }
 }
 

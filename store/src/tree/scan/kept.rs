@@ -8,24 +8,23 @@
 //! The file: the magic, its checksum, the tree's digest, then each directory with the files in it. Numbers are
 //! little-endian; paths end with a zero byte, so that the kernel can be asked about them in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::CStr;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, major, minor};
 use sha2::{Digest as _, Sha256};
 use slipway_spec::digest::to_hex;
 
 use super::memory::replace;
-use super::{RACY, Scanned, Stamp, mtime};
+use super::walk::Seen;
+use super::{Scanned, Stamp};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tree::{Content, Entry, Kind, Tree, join};
+use crate::tree::{Content, Entry, Kind, Tree, join, split};
 
 const MAGIC: &[u8; 8] = b"slipscn2";
 const HEADER: usize = MAGIC.len() + 4 + 32;
@@ -48,62 +47,75 @@ pub(super) fn place(memory: &Path, root: &Path, selection: &[u8; 32]) -> PathBuf
     memory.join(format!("{folder}.{}", to_hex(&selection[..8])))
 }
 
-/// Keeps a scan, if all that it saw has settled. `began` is when it did.
-pub(super) fn save(
-    place: &Path,
-    began: i64,
-    listed: &[Listed],
-    found: &[Scanned],
-    digest: &[u8; 32],
-) {
-    let settled = |stamp: &Stamp| stamp.mtime.max(stamp.ctime) <= began - RACY;
-    if !listed.iter().all(|directory| settled(&directory.stamp))
-        || !found.iter().all(|scanned| scanned.is_dir() || settled(&Stamp::of(&scanned.metadata)))
-    {
-        return;
-    }
-    let mut files: Vec<Vec<&Scanned>> = listed.iter().map(|_| vec![]).collect();
-    let mut entries: Vec<Option<&Scanned>> = listed.iter().map(|_| None).collect();
-    for scanned in found {
-        match scanned.listed {
-            Some(at) => entries[at] = Some(scanned),
-            // No tree has sockets.
-            None if FileType::from_raw_mode(scanned.metadata.mode()) == FileType::Socket => {}
-            None => files[scanned.parent].push(scanned),
+/// A scan on its way to being kept.
+pub(super) struct Draft {
+    place: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Draft {
+    /// Writes down what a scan saw; `None` unless all of it has settled. `began` is when the scan did.
+    pub(super) fn new(
+        place: PathBuf,
+        began: i64,
+        listed: &[Listed],
+        found: &[Scanned],
+    ) -> Option<Self> {
+        let directory = |scanned: &Scanned| scanned.file_type() == FileType::Directory;
+        if !listed.iter().all(|directory| directory.stamp.is_settled(began))
+            || !found.iter().all(|scanned| directory(scanned) || scanned.stamp.is_settled(began))
+        {
+            return None;
         }
-    }
-    let mut out = vec![0; HEADER];
-    for ((directory, entry), files) in listed.iter().zip(entries).zip(files) {
-        out.extend_from_slice(&directory.path);
-        out.push(0);
-        put_stamp(&mut out, &directory.stamp);
-        out.push(entry.is_some().into());
-        if let Some(entry) = entry {
-            put_attributes(&mut out, entry);
+        let mut files: Vec<Vec<&Scanned>> = listed.iter().map(|_| vec![]).collect();
+        let mut entries: Vec<Option<&Scanned>> = listed.iter().map(|_| None).collect();
+        for scanned in found {
+            match scanned.listed {
+                Some(at) => entries[at] = Some(scanned),
+                // No tree has sockets.
+                None if scanned.file_type() == FileType::Socket => {}
+                None => files[scanned.parent].push(scanned),
+            }
         }
-        out.extend_from_slice(&(files.len() as u32).to_le_bytes());
-        let length = out.len();
-        out.extend_from_slice(&[0; 4]);
-        for file in files {
-            let start = if directory.path.is_empty() { 0 } else { directory.path.len() + 1 };
-            out.extend_from_slice(&file.path[start..]);
+        let mut out = vec![0; HEADER];
+        for ((directory, entry), files) in listed.iter().zip(entries).zip(files) {
+            out.extend_from_slice(&directory.path);
             out.push(0);
-            put_stamp(&mut out, &Stamp::of(&file.metadata));
-            put_attributes(&mut out, file);
-            put_numbers(&mut out, &[file.metadata.nlink(), file.metadata.rdev()]);
-            out.extend_from_slice(&file.digest.unwrap_or_default());
-            put_bytes(&mut out, file.link.as_deref().unwrap_or_default());
+            put_stamp(&mut out, &directory.stamp);
+            out.push(entry.is_some().into());
+            if let Some(entry) = entry {
+                put_attributes(&mut out, entry);
+            }
+            out.extend_from_slice(&(files.len() as u32).to_le_bytes());
+            let length = out.len();
+            out.extend_from_slice(&[0; 4]);
+            for file in files {
+                let start = if directory.path.is_empty() { 0 } else { directory.path.len() + 1 };
+                out.extend_from_slice(&file.path[start..]);
+                out.push(0);
+                put_stamp(&mut out, &file.stamp);
+                put_attributes(&mut out, file);
+                put_numbers(&mut out, &[file.links, file.device]);
+                out.extend_from_slice(&file.digest.unwrap_or_default());
+                put_bytes(&mut out, file.link.as_deref().unwrap_or_default());
+            }
+            // So that a reader who only wants to know how many there are can pass over them.
+            let bytes = (out.len() - length - 4) as u32;
+            out[length..length + 4].copy_from_slice(&bytes.to_le_bytes());
         }
-        // So that a reader who only wants to know how many there are can pass over them.
-        let bytes = (out.len() - length - 4) as u32;
-        out[length..length + 4].copy_from_slice(&bytes.to_le_bytes());
+        Some(Self { place, bytes: out })
     }
-    out[MAGIC.len() + 4..HEADER].copy_from_slice(digest);
-    let sum = libdeflater::crc32(&out[MAGIC.len() + 4..]);
-    out[..MAGIC.len()].copy_from_slice(MAGIC);
-    out[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&sum.to_le_bytes());
-    replace(place, &out);
-    forget_old(place);
+
+    /// Keeps it, with the digest of the tree.
+    pub(super) fn save(self, digest: &[u8; 32]) {
+        let Self { place, bytes: mut out } = self;
+        out[MAGIC.len() + 4..HEADER].copy_from_slice(digest);
+        let sum = libdeflater::crc32(&out[MAGIC.len() + 4..]);
+        out[..MAGIC.len()].copy_from_slice(MAGIC);
+        out[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&sum.to_le_bytes());
+        replace(&place, &out);
+        forget_old(&place);
+    }
 }
 
 /// Selections come and go with every change of a Dockerfile: only the newest few are of use.
@@ -146,11 +158,10 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 fn put_attributes(out: &mut Vec<u8>, scanned: &Scanned) {
-    let metadata = &scanned.metadata;
-    for number in [metadata.mode(), metadata.uid(), metadata.gid()] {
+    for number in [scanned.mode, scanned.uid, scanned.gid] {
         out.extend_from_slice(&number.to_le_bytes());
     }
-    out.extend_from_slice(&mtime(metadata).to_le_bytes());
+    out.extend_from_slice(&scanned.stamp.mtime.to_le_bytes());
     out.push(u8::try_from(scanned.xattrs.len()).expect("one attribute is ever read"));
     for (name, value) in &scanned.xattrs {
         put_bytes(out, name);
@@ -286,18 +297,14 @@ impl<'a> Reader<'a> {
 }
 
 impl Kept {
-    /// Returns the scan kept at a place if everything is still as it saw it.
+    /// Returns the scan kept at a place; whether it still holds is for [`verify`](Self::verify) to say.
     pub(super) fn load(place: &Path, root: &Path) -> Option<Self> {
         let bytes = fs::read(place).ok()?;
         let sum = bytes.get(MAGIC.len()..MAGIC.len() + 4)?;
-        if bytes.len() < HEADER
-            || !bytes.starts_with(MAGIC)
-            || sum != libdeflater::crc32(&bytes[MAGIC.len() + 4..]).to_le_bytes()
-        {
-            return None;
-        }
-        let kept = Self { bytes, root: root.to_path_buf() };
-        kept.holds().unwrap_or(false).then_some(kept)
+        let sound = bytes.len() >= HEADER
+            && bytes.starts_with(MAGIC)
+            && sum == libdeflater::crc32(&bytes[MAGIC.len() + 4..]).to_le_bytes();
+        sound.then(|| Self { bytes, root: root.to_path_buf() })
     }
 
     /// Returns the digest of the tree.
@@ -309,12 +316,15 @@ impl Kept {
         Reader(&self.bytes[HEADER..])
     }
 
-    /// Asks the kernel about all that the scan saw, on all cores.
-    fn holds(&self) -> std::result::Result<bool, Damaged> {
+    /// Asks the kernel, on all cores, which directories are as the scan saw them, with all files in them; `None` when the
+    /// folder cannot be opened.
+    pub(super) fn verify(&self) -> Option<Vec<bool>> {
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(root) = rustix::fs::open(&self.root, directory, Mode::empty()) else {
-            return Ok(false);
-        };
+        let root = rustix::fs::open(&self.root, directory, Mode::empty()).ok()?;
+        self.compare(root.as_fd()).ok()
+    }
+
+    fn compare(&self, root: BorrowedFd<'_>) -> std::result::Result<Vec<bool>, Damaged> {
         // Where each part of the work begins: whole directories, about as many files in each.
         let mut starts = vec![];
         let mut reader = self.reader();
@@ -340,48 +350,45 @@ impl Kept {
                 part.1 += 1;
             }
         }
-        let valid = AtomicBool::new(true);
-        let check = |(reader, directories)| self.check(root.as_fd(), reader, directories, &valid);
-        let Some(first) = parts.pop() else { return Ok(true) };
+        let check = |(reader, directories)| check(root, reader, directories);
+        let Some(last) = parts.pop() else { return Ok(vec![]) };
         std::thread::scope(|scope| {
             let others: Vec<_> =
                 parts.into_iter().map(|part| scope.spawn(move || check(part))).collect();
-            check(first)?;
+            let last = check(last)?;
+            let mut same = vec![];
             for other in others {
-                other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                same.extend(
+                    other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                );
             }
-            Ok(valid.load(Ordering::Relaxed))
+            same.extend(last);
+            Ok(same)
         })
     }
 
-    fn check(
-        &self,
-        root: BorrowedFd<'_>,
-        mut reader: Reader<'_>,
-        directories: usize,
-        valid: &AtomicBool,
-    ) -> std::result::Result<(), Damaged> {
-        for _ in 0..directories {
-            let directory = reader.directory()?;
-            let opened = if directory.path.is_empty() {
-                rustix::io::fcntl_dupfd_cloexec(root, 0)
-            } else {
-                open_below(root, directory.path)
-            };
-            let same = opened.is_ok_and(|fd| {
-                unchanged(&fd, c"", AtFlags::EMPTY_PATH, &directory.stamp)
-                    && (0..directory.files).all(|_| {
-                        reader.file().is_ok_and(|file| {
-                            unchanged(&fd, file.name, AtFlags::SYMLINK_NOFOLLOW, &file.stamp)
-                        })
-                    })
-            });
-            if !same || !valid.load(Ordering::Relaxed) {
-                valid.store(false, Ordering::Relaxed);
-                return Ok(());
+    /// Returns the directories that are still as they were; `same` is what [`verify`](Self::verify) said.
+    pub(super) fn known(&self, same: &[bool]) -> Option<Known<'_>> {
+        let mut directories: HashMap<&[u8], KnownDirectory<'_>> = HashMap::new();
+        let mut reader = self.reader();
+        for same in same {
+            let mut directory = reader.directory().ok()?;
+            let files = Reader(reader.take(directory.length).ok()?);
+            let path = directory.path.to_bytes();
+            if !path.is_empty() {
+                let (parent, name) = split(path);
+                // A directory comes before what is in it.
+                if let Some(parent) = directories.get_mut(parent) {
+                    parent.below.push(name);
+                }
+            }
+            if *same {
+                let entry = directory.attributes.take();
+                let known = KnownDirectory { directory, entry, files, below: vec![] };
+                directories.insert(path, known);
             }
         }
-        Ok(())
+        Some(Known(directories))
     }
 
     /// Turns the scan into the tree it saw.
@@ -435,6 +442,108 @@ impl Kept {
             }
         }
         Ok(entries.into_iter().collect())
+    }
+}
+
+/// Whether directories, and all files in each, are as they were.
+fn check(
+    root: BorrowedFd<'_>,
+    mut reader: Reader<'_>,
+    directories: usize,
+) -> std::result::Result<Vec<bool>, Damaged> {
+    let mut same = Vec::with_capacity(directories);
+    for _ in 0..directories {
+        let directory = reader.directory()?;
+        let mut files = Reader(reader.take(directory.length)?);
+        let opened = if directory.path.is_empty() {
+            rustix::io::fcntl_dupfd_cloexec(root, 0)
+        } else {
+            open_below(root, directory.path)
+        };
+        same.push(opened.is_ok_and(|fd| {
+            unchanged(&fd, c"", AtFlags::EMPTY_PATH, &directory.stamp)
+                && (0..directory.files).all(|_| {
+                    files.file().is_ok_and(|file| {
+                        unchanged(&fd, file.name, AtFlags::SYMLINK_NOFOLLOW, &file.stamp)
+                    })
+                })
+        }));
+    }
+    Ok(same)
+}
+
+/// The directories of a kept scan that are still as they were.
+#[derive(Default)]
+pub(super) struct Known<'a>(HashMap<&'a [u8], KnownDirectory<'a>>);
+
+/// A directory that is as it was.
+pub(super) struct KnownDirectory<'a> {
+    directory: Directory<'a>,
+    entry: Option<Attributes>,
+    files: Reader<'a>,
+    /// The names of directories in it.
+    below: Vec<&'a [u8]>,
+}
+
+impl Known<'_> {
+    pub(super) fn directory(&self, path: &[u8]) -> Option<&KnownDirectory<'_>> {
+        self.0.get(path)
+    }
+}
+
+impl KnownDirectory<'_> {
+    pub(super) fn stamp(&self) -> Stamp {
+        self.directory.stamp
+    }
+
+    pub(super) fn below(&self) -> &[&[u8]] {
+        &self.below
+    }
+
+    /// Returns the directory itself, if it was part of the scan.
+    pub(super) fn scanned(&self, seen: Seen) -> std::result::Result<Scanned, Seen> {
+        let Some(entry) = &self.entry else { return Err(seen) };
+        Ok(Scanned {
+            path: seen.path,
+            host: seen.host,
+            parent: seen.parent,
+            listed: seen.listed,
+            stamp: self.directory.stamp,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            links: 1,
+            device: 0,
+            xattrs: entry.xattrs.clone(),
+            link: None,
+            digest: None,
+        })
+    }
+
+    /// Returns the files in it. `host` is where the directory is, `place` its place in the list of directories.
+    pub(super) fn files(&self, host: &Path, place: usize) -> impl Iterator<Item = Scanned> {
+        let mut reader = self.files;
+        let path = self.directory.path.to_bytes();
+        (0..self.directory.files).map_while(move |_| {
+            let file = reader.file().ok()?;
+            let name = file.name.to_bytes();
+            let kind = FileType::from_raw_mode(file.attributes.mode);
+            Some(Scanned {
+                path: join(path, name),
+                host: host.join(std::ffi::OsStr::from_bytes(name)),
+                parent: place,
+                listed: None,
+                stamp: file.stamp,
+                mode: file.attributes.mode,
+                uid: file.attributes.uid,
+                gid: file.attributes.gid,
+                links: file.links,
+                device: file.device,
+                xattrs: file.attributes.xattrs,
+                link: (kind == FileType::Symlink).then(|| file.link.to_vec()),
+                digest: (kind == FileType::RegularFile).then_some(file.digest),
+            })
+        })
     }
 }
 
@@ -561,7 +670,8 @@ mod tests {
             let mut hash = Sha256::new();
             hash.update([7; 32]);
             hash.update([1]);
-            Kept::load(&place(memory.path(), root, &hash.finalize().into()), root)
+            let kept = Kept::load(&place(memory.path(), root, &hash.finalize().into()), root)?;
+            kept.verify()?.iter().all(|same| *same).then_some(kept)
         };
         assert!(kept(&young).is_none(), "what changed a moment ago is not trusted");
         std::thread::sleep(Duration::from_millis(2200));
@@ -576,6 +686,9 @@ mod tests {
             assert_eq!(look(&root, memory.path()).tree().unwrap(), tree.into(), "{name}");
             change(&root);
             assert!(kept(&root).is_none(), "{name} should be seen");
+            // What has not changed is not looked at again, which must not show.
+            let tree = scan(&root, &mut All, &options).unwrap();
+            assert_eq!(look(&root, memory.path()).tree().unwrap(), tree.into(), "{name}");
         }
     }
 
@@ -584,9 +697,11 @@ mod tests {
         let (context, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fill(context.path());
         let options = ScanOptions { ownership: Ownership::Keep, memory: None };
-        let (found, listed) = super::super::look(context.path(), &mut All, &options).unwrap();
+        let known = Known::default();
+        let (found, listed) =
+            super::super::look(context.path(), &mut All, &options, &known).unwrap();
         let at = memory.path().join(format!("{}.{}", "0".repeat(64), "0".repeat(16)));
-        save(&at, i64::MAX, &listed, &found, &[3; 32]);
+        Draft::new(at.clone(), i64::MAX, &listed, &found).unwrap().save(&[3; 32]);
         assert_eq!(Kept::load(&at, context.path()).unwrap().digest(), [3; 32]);
         let bytes = fs::read(&at).unwrap();
         for length in (0..bytes.len()).step_by(11) {

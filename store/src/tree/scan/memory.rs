@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{RACY, Scanned, Stamp};
+use super::{Scanned, Stamp};
 
 /// The file of remembered digests of one folder: entries in the order of a walk, then the sha256 of all that.
 #[derive(Default)]
@@ -47,9 +47,9 @@ impl Memory {
             else {
                 continue;
             };
-            let stamp = Stamp::of(&scanned.metadata);
+            let stamp = scanned.stamp;
             // The few files with attributes are read every time, so that the many need not be asked for theirs.
-            if stamp.mtime.max(stamp.ctime) > began - RACY || !scanned.xattrs.is_empty() {
+            if !stamp.is_settled(began) || !scanned.xattrs.is_empty() {
                 continue;
             }
             bytes.extend_from_slice(&length.to_le_bytes());
