@@ -260,13 +260,15 @@ class Steps:
 
 
 class ManyFiles:
-    """COPY of 50,000 small files into an empty store, then again with one of them changed."""
+    """COPY of 50,000 small files into an empty store, then again with a new one in their middle."""
 
     name = "files"
 
     def __init__(self, directory, options):
         self.context = f"{directory}/files"
         small_files(f"{self.context}/files", options.files)
+        middle = options.files // 2
+        self.folder = f"{self.context}/files/{middle // 10000}/{middle // 100 % 100}"
         write(f"{self.context}/Dockerfile", "FROM scratch\nCOPY files /files\n")
 
     def prepare(self, tool):
@@ -275,9 +277,9 @@ class ManyFiles:
     def round(self, tool, number):
         tool.fresh()
         yield "copy-cold", tool.build(self.context)
-        write(f"{self.context}/files/0/0/changed", f"round {number} {tool.name}\n")
+        write(f"{self.folder}/changed", f"round {number} {tool.name}\n")
         yield "copy-changed", tool.build(self.context)
-        os.remove(f"{self.context}/files/0/0/changed")
+        os.remove(f"{self.folder}/changed")
         tool.close()
 
 

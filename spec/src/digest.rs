@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::digest::common::hazmat::SerializableState as _;
 use sha2::{Digest as _, Sha256, Sha512};
 
 /// A hash function that may name content.
@@ -174,6 +175,20 @@ impl Hasher {
         }
     }
 
+    /// Returns how far a canonical hash has come, to go on from there later; `None` for other hashes.
+    pub fn state(&self) -> Option<Vec<u8>> {
+        match &self.0 {
+            HasherInner::Sha256(hash) => Some(hash.serialize().to_vec()),
+            HasherInner::Sha512(_) => None,
+        }
+    }
+
+    /// Goes on from where a canonical hash was; `None` when that is no state of one.
+    pub fn resume(state: &[u8]) -> Option<Self> {
+        let state = state.try_into().ok()?;
+        Sha256::deserialize(state).ok().map(|hash| Self(HasherInner::Sha256(hash)))
+    }
+
     /// Returns the digest of everything added.
     pub fn finish(self) -> Digest {
         match self.0 {
@@ -189,6 +204,19 @@ impl Hasher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hash_goes_on_from_a_state() {
+        for length in [0, 1, 63, 64, 65, 1000] {
+            let mut hasher = Hasher::sha256();
+            hasher.update(&vec![7; length]);
+            let state = hasher.state().unwrap();
+            let mut resumed = Hasher::resume(&state).unwrap();
+            resumed.update(b"rest");
+            assert_eq!(resumed.finish(), Digest::of(&[&vec![7; length][..], b"rest"].concat()));
+            assert!(Hasher::resume(&state[1..]).is_none());
+        }
+    }
 
     #[test]
     fn accepts_only_checked_text() {

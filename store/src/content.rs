@@ -106,6 +106,29 @@ impl ContentWriter {
     }
 }
 
+impl ContentWriter {
+    /// Writes bytes that the hash has yet to be told of: see [`resume`](Self::resume).
+    pub(crate) fn write_unhashed(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.file {
+            Sink::File(file) => file.write_all(bytes)?,
+            Sink::Uncached(file) => file.write_all(bytes)?,
+            Sink::Finished => return Err(finished()),
+        }
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Returns the hash of what was written.
+    pub(crate) fn hasher(&self) -> &Hasher {
+        &self.hasher
+    }
+
+    /// Tells the hash of everything that was written so far.
+    pub(crate) fn resume(&mut self, hasher: Hasher) {
+        self.hasher = hasher;
+    }
+}
+
 impl Write for ContentWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = match &mut self.file {

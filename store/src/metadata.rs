@@ -30,7 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::now_nanos;
 
 /// The version of the tables below; raised with every change.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 const SCHEMA: &str = "
 CREATE TABLE blob (
@@ -54,6 +54,9 @@ CREATE TABLE result (
 ) WITHOUT ROWID;
 CREATE TABLE alias (key BLOB PRIMARY KEY, target BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 ";
+
+/// What version 4 has more: how far the hashes of a blob have come after a segment.
+const FROM_3: &str = "ALTER TABLE segment ADD COLUMN after BLOB";
 
 /// What version 3 has more: where segments of layers are.
 const FROM_2: &str = "
@@ -128,9 +131,10 @@ impl Metadata {
             let before = version(&transaction).map_err(describe)?;
             if before < SCHEMA_VERSION {
                 let steps: &[&str] = match before {
-                    0 => &[SCHEMA, FROM_2],
-                    1 => &[FROM_1, FROM_2],
-                    _ => &[FROM_2],
+                    0 => &[SCHEMA, FROM_2, FROM_3],
+                    1 => &[FROM_1, FROM_2, FROM_3],
+                    2 => &[FROM_2, FROM_3],
+                    _ => &[FROM_3],
                 };
                 for step in steps {
                     transaction.execute_batch(step).map_err(describe)?;

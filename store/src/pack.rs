@@ -2,23 +2,24 @@
 //!
 //! The bytes of a layer pass once through a short pipeline: one thread makes the tar, one hashes it for the diff id, some
 //! compress, one hashes and writes the result. Segments of the tar that some blob here already holds are copied from it: what
-//! they hold is known from the digests of the files, which need not be read.
+//! they hold is known from the digests of the files, which need not be read. Up to the first segment that has changed they
+//! are copied without being decompressed and hashed: how far the hashes had come there was remembered.
+
+mod packer;
+mod segment;
 
 use std::io::{self, BufReader, Read, Write};
 use std::sync::PoisonError;
 
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::Connection;
 use slipway_spec::media_type::Compression;
 use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
 
+use self::packer::{Packer, Unnamed};
+use self::segment::PackedSegment;
 use crate::Store;
-use crate::content::ContentWriter;
-use crate::content::uncached::Source;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::layer::behind::Behind;
-use crate::layer::compression::{self, Encoder, MEMBER_SIZE, Member};
-use crate::layer::expand::{Expanded, Expander};
-use crate::layer::tar::{Segment, SegmentKey};
+use crate::layer::compression;
 use crate::layer::{self, DiffOptions, TarWriter};
 use crate::snapshot::{
     BlobRow, LayerId, Row, insert_layer_blob, layer_error, not_as_named, not_here, unknown,
@@ -223,177 +224,10 @@ fn cannot_write() -> String {
     "cannot write a layer".to_owned()
 }
 
-/// Takes the bytes of a layer's tar, hashes and compresses them.
-struct Packer {
-    store: Store,
-    level: Option<i32>,
-    diff_id: Behind<HashSink>,
-    encoder: Encoder<Behind<ContentWriter>>,
-    /// Where segments begin, as a number of members, and what they are.
-    segments: Vec<(usize, Option<SegmentKey>)>,
-    /// The blob that a segment was last found in.
-    source: Option<(Digest, Source)>,
-    /// Members found there, on their way.
-    expander: Expander,
-}
-
-/// Members of a segment that are held in memory while the segment is checked.
-const HELD: usize = 8;
-
-/// A layer whose bytes are written but have no name yet.
-struct Unnamed {
-    diff_id: Digest,
-    writer: ContentWriter,
-    segments: Vec<PackedSegment>,
-}
-
 /// A layer that has become a blob.
 struct Packed {
     blob: LayerBlob,
     segments: Vec<PackedSegment>,
-}
-
-/// Where a segment is.
-struct PackedSegment {
-    key: SegmentKey,
-    offset: u64,
-    members: Vec<Member>,
-}
-
-/// A segment of a blob in the store.
-struct KnownSegment {
-    blob: Digest,
-    offset: u64,
-    members: Vec<Member>,
-}
-
-/// Part of the key of each segment; raised when the compressor would give other bytes.
-const COMPRESSOR: &[u8] = b"libdeflate 1.26, stored if poor ";
-
-impl Packer {
-    fn new(store: &Store, options: &BlobOptions) -> Result<Self> {
-        let out = Behind::new(store.write_uncached()?);
-        let encoder =
-            Encoder::new(out, options.compression, options.level).context(cannot_write)?;
-        let (store, level) = (store.clone(), options.level);
-        let diff_id = Behind::new(HashSink(Hasher::sha256()));
-        let expander = Expander::default();
-        Ok(Self { store, level, diff_id, encoder, segments: vec![], source: None, expander })
-    }
-
-    /// Takes note of a segment, or writes it from where it was written before.
-    fn segment(&mut self, segment: Segment<'_>) -> io::Result<bool> {
-        if matches!(segment, Segment::Spoiled) {
-            self.segments.last_mut().into_iter().for_each(|(_, key)| *key = None);
-            return Ok(false);
-        }
-        let Some(begun) = self.encoder.cut()? else { return Ok(false) };
-        let first = begun + self.expander.len();
-        let key = match segment {
-            Segment::Known(key) => {
-                let mut hash = blake3::Hasher::new();
-                hash.update(COMPRESSOR);
-                hash.update(&self.level.unwrap_or(i32::MIN).to_le_bytes());
-                hash.update(key);
-                Some(hash.finalize().into())
-            }
-            Segment::Unknown | Segment::Spoiled => None,
-        };
-        self.segments.push((first, key));
-        let known = key.and_then(|key| self.store.segment(&key).transpose());
-        match known.transpose().map_err(io::Error::other)? {
-            Some(known) => self.splice(&known),
-            None => Ok(false),
-        }
-    }
-
-    fn splice(&mut self, known: &KnownSegment) -> io::Result<bool> {
-        if self.source.as_ref().is_none_or(|(digest, _)| *digest != known.blob) {
-            // A blob that is gone is no error: what it held is written anew.
-            let Ok(file) = self.store.blob_source(&known.blob) else { return Ok(false) };
-            self.source = Some((known.blob.clone(), file));
-        }
-        let Some((digest, file)) = &self.source else { return Ok(false) };
-        let read = |offset: u64, member: &Member| {
-            let bytes = file.read(offset, member.length).ok()?;
-            (libdeflater::crc32(&bytes) == member.sum).then_some(bytes)
-        };
-        // All of it must be sound before any of it is used.
-        let mut members = vec![];
-        let mut offset = known.offset;
-        for member in &known.members {
-            let Some(bytes) = read(offset, member) else {
-                self.store.forget_segments(digest).map_err(io::Error::other)?;
-                return Ok(false);
-            };
-            if members.len() < HELD {
-                members.push(bytes);
-            }
-            offset += member.length as u64;
-        }
-        let mut held = members.into_iter();
-        let mut offset = known.offset;
-        for member in &known.members {
-            let bytes = held.next().or_else(|| read(offset, member));
-            let bytes =
-                bytes.ok_or_else(|| io::Error::other("content changed while it was read"))?;
-            offset += member.length as u64;
-            while self.expander.is_full() {
-                put_expanded(&mut self.expander, &mut self.diff_id, &mut self.encoder)?;
-            }
-            self.expander.put(bytes, member.size)?;
-        }
-        Ok(true)
-    }
-
-    /// Writes the members from before that are still on their way.
-    fn settle(&mut self) -> io::Result<()> {
-        while put_expanded(&mut self.expander, &mut self.diff_id, &mut self.encoder)? {}
-        Ok(())
-    }
-
-    fn finish(mut self) -> io::Result<Unnamed> {
-        self.settle()?;
-        let (out, members) = self.encoder.finish_members()?;
-        let diff_id = self.diff_id.finish()?.0.finish();
-        let mut offsets = vec![0];
-        offsets.extend(members.iter().scan(0, |offset, member| {
-            *offset += member.length as u64;
-            Some(*offset)
-        }));
-        let ends = self.segments.iter().skip(1).map(|(first, _)| *first).chain([members.len()]);
-        let segments = self.segments.iter().zip(ends).filter_map(|((first, key), end)| {
-            let members = members.get(*first..end)?.to_vec();
-            Some(PackedSegment { key: (*key)?, offset: *offsets.get(*first)?, members })
-        });
-        let segments = segments.filter(|segment| !segment.members.is_empty()).collect();
-        Ok(Unnamed { diff_id, writer: out.finish()?, segments })
-    }
-}
-
-/// Writes the oldest member from before, and what it holds; returns whether there was one.
-fn put_expanded(
-    expander: &mut Expander,
-    diff_id: &mut Behind<HashSink>,
-    encoder: &mut Encoder<Behind<ContentWriter>>,
-) -> io::Result<bool> {
-    let Some(Expanded { member, bytes }) = expander.take()? else { return Ok(false) };
-    diff_id.write_all(&bytes)?;
-    encoder.splice(&member, bytes.len())?;
-    Ok(true)
-}
-
-impl Write for Packer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.settle()?;
-        let written = self.encoder.write(bytes)?;
-        self.diff_id.write_all(&bytes[..written])?;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 impl Unnamed {
@@ -413,76 +247,7 @@ impl Packed {
         if self.segments.len() < 2 {
             return Ok(());
         }
-        let mut statement =
-            c.prepare_cached("INSERT OR REPLACE INTO segment VALUES (?1, ?2, ?3, ?4)")?;
-        let digest = self.blob.descriptor.digest.to_string();
-        for PackedSegment { key, offset, members } in &self.segments {
-            let offset = i64::try_from(*offset).unwrap_or(i64::MAX);
-            statement.execute((key, &digest, offset, encode(members)))?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes members as three numbers each.
-fn encode(members: &[Member]) -> Vec<u8> {
-    let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
-    let three = |member: &Member| {
-        [number(member.length), number(member.size), member.sum.to_le_bytes()].concat()
-    };
-    members.iter().flat_map(three).collect()
-}
-
-/// Reads them back; `None` when they cannot be what was written.
-fn decode(bytes: &[u8]) -> Option<Vec<Member>> {
-    let (numbers, rest) = bytes.as_chunks::<4>();
-    let (members, odd) = numbers.as_chunks::<3>();
-    let number =
-        |bytes: &[u8; 4]| usize::try_from(u32::from_le_bytes(*bytes)).unwrap_or(usize::MAX);
-    let members = members.iter().map(|[length, size, sum]| {
-        let sum = u32::from_le_bytes(*sum);
-        let member = Member { length: number(length), size: number(size), sum };
-        // What cannot be compressed hardly grows.
-        let fits = member.size <= MEMBER_SIZE && member.length <= 2 * MEMBER_SIZE;
-        fits.then_some(member)
-    });
-    let members: Option<Vec<Member>> = members.collect();
-    members.filter(|_| rest.is_empty() && odd.is_empty())
-}
-
-impl Store {
-    fn segment(&self, key: &SegmentKey) -> Result<Option<KnownSegment>> {
-        let row = self.metadata().with(|c| {
-            Ok(c.prepare_cached("SELECT blob, offset, members FROM segment WHERE key = ?1")?
-                .query_row([key], |row| {
-                    Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?))
-                })
-                .optional()?)
-        })?;
-        Ok(row.and_then(|(blob, offset, members)| {
-            let (blob, members) = (blob.parse().ok()?, decode(&members)?);
-            Some(KnownSegment { blob, offset: offset.try_into().ok()?, members })
-        }))
-    }
-
-    fn forget_segments(&self, blob: &Digest) -> Result<()> {
-        self.metadata().with(|c| {
-            c.execute("DELETE FROM segment WHERE blob = ?1", [blob.to_string()])?;
-            Ok(())
-        })
-    }
-}
-
-struct HashSink(Hasher);
-
-impl Write for HashSink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.segments.iter().try_for_each(|one| one.record(c, &self.blob.descriptor.digest))
     }
 }
 
@@ -553,6 +318,39 @@ mod tests {
         let missing = pack(&cold, tree_without_reading(&changed, 3)).unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::NotFound);
         assert_eq!(pack(&warm, changed).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_comes_before_a_change_is_copied_as_it_is() {
+        let (files, warm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let warm = Store::open(warm.path()).unwrap();
+        pack(&warm, tree(files.path(), 400)).unwrap();
+        // First near the end, then where that one was copied from the one before, then at the beginning.
+        for at in ["f/98", "f/5", "f/300", "a", "z"] {
+            let mut changed = tree(files.path(), 400);
+            let kind = Kind::File { content: Content::Inline(at.as_bytes().into()), size: at.len() as u64 };
+            changed.insert(at.as_bytes(), Entry { kind, ..Entry::directory(0o644, 0) });
+            let cold = tempfile::tempdir().unwrap();
+            let expected = pack(&Store::open(cold.path()).unwrap(), changed.clone()).unwrap();
+            let found = pack(&warm, changed).unwrap();
+            assert_eq!(found, expected, "{at}");
+            warm.verify_blob(&found.descriptor.digest).unwrap();
+        }
+    }
+
+    #[test]
+    fn states_that_are_damaged_are_not_used() {
+        let (files, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = Store::open(root.path()).unwrap();
+        pack(&store, tree(files.path(), 400)).unwrap();
+        let spoil = "UPDATE segment SET after = CAST(substr(after, 1, 40) || x'fe' || substr(after, 42) AS BLOB)";
+        store.metadata().with(|c| Ok(c.execute(spoil, [])?)).unwrap();
+        let mut changed = tree(files.path(), 400);
+        changed.insert(b"z", Entry::directory(0o755, 0));
+        let blob = pack(&store, changed.clone()).unwrap();
+        store.verify_blob(&blob.descriptor.digest).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        assert_eq!(pack(&Store::open(other.path()).unwrap(), changed).unwrap(), blob);
     }
 
     /// The same tree with other modes, so that no segment of it is known.

@@ -574,7 +574,27 @@ impl<'a> Copier<'a> {
                 self.target.put(dest, self.new_directory())?;
             }
         }
-        self.copy_children(source, dest)
+        self.copy_children(source, dest)?;
+        self.date(source, dest)
+    }
+
+    /// Gives a directory that got the contents of another one the time of that, which is all it takes of it.
+    fn date(&mut self, source: &[u8], dest: &[u8]) -> Result<()> {
+        let time = match self.copy.timestamp {
+            // A root folder has no time that means anything, but has changed when something in it did.
+            -1 if source.is_empty() => {
+                let inside = self.source.children(source)?;
+                inside.into_iter().map(|(_, entry)| entry.mtime).max()
+            }
+            -1 => self.source.get(source)?.map(|entry| entry.mtime),
+            time => Some(time),
+        };
+        match (time, self.target.get(dest)?) {
+            (Some(mtime), Some(entry)) if !dest.is_empty() => {
+                Ok(self.target.put(dest, Entry { mtime, ..entry })?)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn copy_children(&mut self, from: &[u8], dest: &[u8]) -> Result<()> {

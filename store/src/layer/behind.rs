@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
+use bytes::Bytes;
+
 /// Less than this, in bytes, is written in place: a thread costs more.
 const ENOUGH: usize = 1 << 20;
 /// Bytes handed over at once.
@@ -27,9 +29,15 @@ enum State<W> {
     Failed,
 }
 
+enum Message<W> {
+    Chunk(Vec<u8>),
+    Bytes(Bytes),
+    Call(Box<dyn FnOnce(&mut W) -> io::Result<()> + Send>),
+}
+
 #[derive(Debug)]
 struct Thread<W> {
-    chunks: SyncSender<Vec<u8>>,
+    chunks: SyncSender<Message<W>>,
     spare: Receiver<Vec<u8>>,
     handle: JoinHandle<io::Result<W>>,
 }
@@ -49,13 +57,54 @@ impl<W: Write + Send + 'static> Behind<W> {
         }
     }
 
+    /// Calls with the writer when all that was written before has reached it; `weight` is how many bytes of work that is.
+    pub(crate) fn call(
+        &mut self,
+        weight: usize,
+        call: impl FnOnce(&mut W) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        if let Some(out) = self.here(weight)? {
+            return call(out);
+        }
+        self.hand_over()?;
+        self.send(Message::Call(Box::new(call)))
+    }
+
+    /// Writes bytes that need not be copied.
+    pub(crate) fn put(&mut self, bytes: Bytes) -> io::Result<()> {
+        if let Some(out) = self.here(bytes.len())? {
+            return out.write_all(&bytes);
+        }
+        self.hand_over()?;
+        self.send(Message::Bytes(bytes))
+    }
+
+    /// Returns the writer while there was so little work that it is done in place.
+    fn here(&mut self, weight: usize) -> io::Result<Option<&mut W>> {
+        if matches!(self.state, State::Here(_)) && self.written + weight > ENOUGH {
+            self.start()?;
+        }
+        self.written += weight;
+        match &mut self.state {
+            State::Here(out) => Ok(Some(out)),
+            State::There(_) => Ok(None),
+            State::Failed => Err(failed()),
+        }
+    }
+
     fn hand_over(&mut self) -> io::Result<()> {
         let State::There(thread) = &mut self.state else { return Ok(()) };
         if self.buffer.is_empty() {
             return Ok(());
         }
         let next = thread.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(CHUNK));
-        if thread.chunks.send(std::mem::replace(&mut self.buffer, next)).is_ok() {
+        let chunk = std::mem::replace(&mut self.buffer, next);
+        self.send(Message::Chunk(chunk))
+    }
+
+    fn send(&mut self, message: Message<W>) -> io::Result<()> {
+        let State::There(thread) = &mut self.state else { return Err(failed()) };
+        if thread.chunks.send(message).is_ok() {
             return Ok(());
         }
         // It ended early, so it has an error to tell.
@@ -88,30 +137,29 @@ impl<W> Thread<W> {
 
 fn write_all<W: Write>(
     mut out: W,
-    todo: &Receiver<Vec<u8>>,
+    todo: &Receiver<Message<W>>,
     done: &SyncSender<Vec<u8>>,
 ) -> io::Result<W> {
-    while let Ok(mut chunk) = todo.recv() {
-        out.write_all(&chunk)?;
-        chunk.clear();
-        // One buffer more or less is all that depends on this.
-        drop(done.try_send(chunk));
+    while let Ok(message) = todo.recv() {
+        match message {
+            Message::Chunk(mut chunk) => {
+                out.write_all(&chunk)?;
+                chunk.clear();
+                // One buffer more or less is all that depends on this.
+                drop(done.try_send(chunk));
+            }
+            Message::Bytes(bytes) => out.write_all(&bytes)?,
+            Message::Call(call) => call(&mut out)?,
+        }
     }
     Ok(out)
 }
 
 impl<W: Write + Send + 'static> Write for Behind<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let State::Here(out) = &mut self.state {
-            if self.written < ENOUGH {
-                let count = out.write(bytes)?;
-                self.written += count;
-                return Ok(count);
-            }
-            self.start()?;
-        }
-        if matches!(self.state, State::Failed) {
-            return Err(failed());
+        if let Some(out) = self.here(bytes.len())? {
+            out.write_all(bytes)?;
+            return Ok(bytes.len());
         }
         let count = bytes.len().min(CHUNK - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..count]);
@@ -145,6 +193,19 @@ mod tests {
             }
             assert!(behind.finish().unwrap() == bytes, "{length}");
         }
+    }
+
+    #[test]
+    fn calls_and_parts_keep_their_place() {
+        let mut behind = Behind::new(vec![]);
+        let mut expected = vec![];
+        for round in 0..40u8 {
+            behind.write_all(&vec![round; 50_000]).unwrap();
+            behind.call(0, move |out| out.write_all(&[round; 3])).unwrap();
+            behind.put(vec![round; 30_000].into()).unwrap();
+            expected.extend(vec![round; 80_003]);
+        }
+        assert!(behind.finish().unwrap() == expected);
     }
 
     #[test]

@@ -329,6 +329,30 @@ impl<W: Write> Encoder<W> {
         }
     }
 
+    /// Calls with the output once all that was written so far has reached it; nothing may be written between
+    /// [`cut`](Self::cut) and this.
+    pub(crate) fn output(
+        &mut self,
+        call: impl FnOnce(&mut W) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        match &mut self.inner {
+            Inner::Gzip(encoder) => encoder.output(Box::new(call)),
+            Inner::Plain(_) | Inner::Zstd(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Takes a member into account that the caller writes to the output itself.
+    pub(crate) fn pass(
+        &mut self,
+        member: Member,
+        write: impl FnOnce(&mut W) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match &mut self.inner {
+            Inner::Gzip(encoder) => encoder.pass(member, write),
+            Inner::Plain(_) | Inner::Zstd(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Writes a member from before, which holds `size` bytes.
     pub(crate) fn splice(&mut self, member: &[u8], size: usize) -> io::Result<()> {
         match &mut self.inner {

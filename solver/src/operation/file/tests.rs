@@ -297,11 +297,13 @@ fn destinations_are_chosen_as_upstream_chooses_them() {
 fn nested_directories_take_the_attributes_of_the_source() {
     let room = Room::new();
     let base = ["x/ 700", "x/d/ 700 1:1", "x/d/kept=k"];
-    let source = ["s/", "s/d/ 751 2:3", "s/d/new=n"];
+    let source = ["older=", "s/", "s/d/ 751 2:3", "s/d/new=n"];
     let changes = room.apply(&base, &view(&source), vec![Action::Copy(copy("/s", "/x"))]).unwrap();
     assert_eq!(lines(&changes), ["x/ 700", "x/d/ 751 2:3", "x/d/new=n"]);
-    assert_eq!(changes.get(b"x").unwrap().mtime, 0, "the top directory is left alone");
-    assert_eq!(changes.get(b"x/d").unwrap().mtime, 1, "as in the source");
+    let source_time = view(&source).get(b"s").unwrap().unwrap().mtime;
+    assert_ne!(source_time, 0);
+    assert_eq!(changes.get(b"x").unwrap().mtime, source_time, "all it takes of the source");
+    assert_eq!(changes.get(b"x/d").unwrap().mtime, 2, "as in the source");
     let stamped = pb::FileActionCopy { timestamp: 42, ..copy("/s", "/x/made/") };
     let changes = room.apply(&base, &view(&source), vec![Action::Copy(stamped)]).unwrap();
     let times: Vec<_> = ["x/made", "x/made/d", "x/made/d/new"]
@@ -310,7 +312,11 @@ fn nested_directories_take_the_attributes_of_the_source() {
     assert_eq!(times, [42, 42, 42]);
     let changes =
         room.apply(&base, &view(&source), vec![Action::Copy(copy("/s", "/x/made/"))]).unwrap();
-    assert_eq!(changes.get(b"x/made").unwrap().mtime, NOW);
+    assert_eq!(changes.get(b"x/made").unwrap().mtime, source_time);
+    let changes =
+        room.apply(&base, &view(&source), vec![Action::Copy(copy("/", "/a/made/"))]).unwrap();
+    let times = ["a", "a/made"].map(|path| changes.get(path.as_bytes()).unwrap().mtime);
+    assert_eq!(times, [NOW, source_time], "a root is as old as what is in it");
 }
 
 fn by_name(name: &str) -> Option<pb::UserOpt> {

@@ -49,7 +49,11 @@ pub(super) struct Encoder<W: Write> {
     begun: usize,
     /// Members written.
     members: Vec<Member>,
+    /// What is to be done with the output before a member, and how many come before that one.
+    calls: VecDeque<(usize, Call<W>)>,
 }
+
+type Call<W> = Box<dyn FnOnce(&mut W) -> io::Result<()> + Send>;
 
 struct Pool {
     jobs: Option<Sender<Job>>,
@@ -74,6 +78,7 @@ impl<W: Write> Encoder<W> {
             pool: None,
             begun: 0,
             members: Vec::new(),
+            calls: VecDeque::new(),
         })
     }
 
@@ -95,17 +100,50 @@ impl<W: Write> Encoder<W> {
         Ok(self.begun)
     }
 
-    /// Writes a member that holds `size` bytes, as it would be if they were compressed now.
-    pub(super) fn splice(&mut self, member: &[u8], size: usize) -> io::Result<()> {
+    /// Calls with the output once the members begun so far are written. The block must be empty.
+    pub(super) fn output(&mut self, call: Call<W>) -> io::Result<()> {
+        self.calls.push_back((self.begun, call));
+        self.make_calls()
+    }
+
+    fn make_calls(&mut self) -> io::Result<()> {
+        while let Some((_, call)) = self.calls.pop_front_if(|(at, _)| *at <= self.members.len()) {
+            call(&mut self.out)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a member into account that the caller writes.
+    pub(super) fn pass(
+        &mut self,
+        member: Member,
+        write: impl FnOnce(&mut W) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.settle()?;
+        self.begun += 1;
+        write(&mut self.out)?;
+        self.members.push(member);
+        Ok(())
+    }
+
+    /// Ends the block and writes all that is on its way.
+    fn settle(&mut self) -> io::Result<()> {
         self.cut()?;
         while !self.pending.is_empty() {
             self.collect()?;
         }
+        self.make_calls()
+    }
+
+    /// Writes a member that holds `size` bytes, as it would be if they were compressed now.
+    pub(super) fn splice(&mut self, member: &[u8], size: usize) -> io::Result<()> {
+        self.settle()?;
         self.begun += 1;
         self.put(member, size)
     }
 
     fn put(&mut self, member: &[u8], size: usize) -> io::Result<()> {
+        self.make_calls()?;
         self.out.write_all(member)?;
         let sum = libdeflater::crc32(member);
         self.members.push(Member { length: member.len(), size, sum });
@@ -123,6 +161,7 @@ impl<W: Write> Encoder<W> {
             let member = Deflater::new(self.effort).compress(&self.block)?;
             self.put(&member, self.block.len())?;
         }
+        self.make_calls()?;
         self.out.flush()?;
         Ok((self.out, self.members))
     }
