@@ -546,7 +546,7 @@ impl<'a> Copier<'a> {
         self.make_way(&path)?;
         if found.entry.is_directory() {
             self.place(&path, &found.entry)?;
-            return self.copy_children(&found.path, &path);
+            return self.copy_children(&found.path, &path).map(drop);
         }
         self.place(&path, &found.entry)
     }
@@ -561,8 +561,8 @@ impl<'a> Copier<'a> {
     }
 
     fn copy_contents(&mut self, source: &[u8], dest: &[u8]) -> Result<()> {
-        match self.target.get(dest)? {
-            Some(entry) if entry.is_directory() => {}
+        let new = match self.target.get(dest)? {
+            Some(entry) if entry.is_directory() => false,
             Some(_) => {
                 let shown = dest.escape_ascii();
                 return Err(
@@ -572,10 +572,12 @@ impl<'a> Copier<'a> {
             None => {
                 self.make_way(dest)?;
                 self.target.put(dest, self.new_directory())?;
+                true
             }
-        }
-        self.copy_children(source, dest)?;
-        self.date(source, dest)
+        };
+        let filled = self.copy_children(source, dest)?;
+        // Another time alone is no change of a directory.
+        if new || filled { self.date(source, dest) } else { Ok(()) }
     }
 
     /// Gives a directory that got the contents of another one the time of that, which is all it takes of it.
@@ -597,11 +599,15 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn copy_children(&mut self, from: &[u8], dest: &[u8]) -> Result<()> {
+    /// Copies what is in a directory; returns whether that was anything.
+    fn copy_children(&mut self, from: &[u8], dest: &[u8]) -> Result<bool> {
         let selection = Selection::new(self.copy)?;
+        let mut any = false;
         walk_taken(self.source, from, &selection, &mut |relative, entry| {
+            any = true;
             self.place(&join(dest, relative), entry)
-        })
+        })?;
+        Ok(any)
     }
 
     /// Puts one entry where it belongs, with the owner, mode and time the copy asks for.
