@@ -10,7 +10,7 @@ TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-st
 	setfattr:attr setcap:libcap2-bin git:git ssh-agent:openssh-client
 BENCH_TOOLS := $(BUILD_TOOLS) python3:python3 busybox:busybox-static unshare:util-linux
 
-.PHONY: help build demo check test fmt clippy unit e2e e2e-tools bench codegen doc clean
+.PHONY: help build frontend demo check test fmt clippy unit e2e e2e-tools bench bench-daemons codegen doc clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## */\1\t/p' Makefile
@@ -18,6 +18,14 @@ help:            ## this list
 build:           ## the release binary, target/release/slipway
 	@sh tests/install-tools.sh $(BUILD_TOOLS)
 	$(CARGO) build --release --locked --package slipway-cli
+
+# Linked statically, so that the image holds nothing else.
+frontend:        ## the stand-alone frontend, target/frontend/, ready to be built as an image
+	@sh tests/install-tools.sh $(BUILD_TOOLS)
+	$(CARGO) rustc --release --locked --package slipway-gateway --bin slipway-gateway -- \
+		-C target-feature=+crt-static
+	mkdir -p target/frontend
+	cp gateway/Dockerfile "$${CARGO_TARGET_DIR:-target}/release/slipway-gateway" target/frontend/
 
 demo:            ## builds examples/hello for two platforms, from nothing
 	@sh examples/demo.sh
@@ -43,7 +51,7 @@ e2e-tools:
 	@sh tests/install-tools.sh $(TEST_TOOLS)
 
 e2e: e2e-tools   ## drives the real binary against real tools; needs root
-	$(CARGO) build --locked --package slipway-cli
+	$(CARGO) build --locked --package slipway-cli --package slipway-gateway
 	@sh tests/base-image.sh .work/base >/dev/null
 	SLIPWAY_BIN="$${SLIPWAY_BIN:-$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/slipway}" \
 		sh tests/run-tests.sh --package slipway-tests --test e2e
@@ -51,6 +59,9 @@ e2e: e2e-tools   ## drives the real binary against real tools; needs root
 bench: build     ## compares with what else is on PATH; see bench/README.md
 	@sh tests/install-tools.sh $(BENCH_TOOLS)
 	python3 bench/run.py $(BENCH_ARGUMENTS)
+
+bench-daemons: build ## compares the daemon with buildkitd, if that is on PATH
+	python3 bench/daemons.py $(BENCH_ARGUMENTS)
 
 codegen:         ## writes spec/src/wire/ anew from spec/proto/
 	$(CARGO) run --package slipway-spec --features codegen --example codegen

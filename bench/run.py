@@ -283,6 +283,37 @@ class ManyFiles:
         tool.close()
 
 
+class IgnoredFiles:
+    """COPY of the few files that an ignore file of 200 patterns leaves of 200,000."""
+
+    name = "ignore"
+
+    def __init__(self, directory, options):
+        self.context = f"{directory}/ignore"
+        for number in range(options.files * 4 // 100):
+            folder = f"{self.context}/part-{number // 100}/package-{number % 100}"
+            os.makedirs(folder)
+            for file in range(100):
+                open(f"{folder}/{file}.{('log', 'tmp', 'o', 'map')[file % 4]}", "w").close()
+            if number % 100 == 0:
+                write(f"{folder}/README.md", str(number))
+        kinds = ("**/{0}.log", "**/*-{0}/cache", "part-*/package-{0}/*.tmp", "build-{0}/", "*.{0}~")
+        patterns = [kinds[number % len(kinds)].format(number) for number in range(190)]
+        # With exceptions no directory can be passed over.
+        patterns += ["**/*.log", "**/*.tmp", "**/*.o", "**/*.map", "part-9*/package-9*", "!**/README.md",
+                     "secret", "*.key", "**/node_modules", "!part-0/package-0/README.md"]
+        write(f"{self.context}/.dockerignore", "\n".join(patterns) + "\n")
+        write(f"{self.context}/Dockerfile", "FROM scratch\nCOPY . /files\n")
+
+    def prepare(self, tool):
+        tool.close()
+
+    def round(self, tool, _):
+        tool.fresh()
+        yield "ignore", tool.build(self.context)
+        tool.close()
+
+
 def floor():
     """Seconds that the kernel needs for a mount and a process namespace with a program in it."""
     began = time.monotonic()
@@ -296,6 +327,7 @@ ROWS = {
     "step": "one `RUN` step (of {steps}, each touches a file)",
     "copy-cold": "`COPY` of {files:,} small files, cold",
     "copy-changed": "the same after one change",
+    "ignore": "`COPY` of what 200 ignore patterns leave of {ignored:,} files, first time",
 }
 
 
@@ -317,14 +349,14 @@ def report(tools, results, floors, options):
             median = statistics.median(times)
             ratio = f", **{median / ours:.1f}×**" if ours > 0 and tool.name != "slipway" else ""
             cells.append(f"{seconds_text(median)}{ratio}")
-        title = title.format(small=min(options.files, 5000), steps=STEPS, files=options.files)
+        title = title.format(small=min(options.files, 5000), steps=STEPS, files=options.files, ignored=options.files * 4)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines += ["", "| peak memory | " + " | ".join(tool.name for tool in tools) + " |", "|---|" + "---:|" * len(tools)]
     for key, title in ROWS.items():
         if (tools[0].name, key) not in results:
             continue
         cells = [f"{max(memory for _, memory in results[tool.name, key]) / 1024:.0f} MiB" for tool in tools]
-        title = title.format(small=min(options.files, 5000), steps=STEPS, files=options.files)
+        title = title.format(small=min(options.files, 5000), steps=STEPS, files=options.files, ignored=options.files * 4)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     if floors:
         median = statistics.median(floors)
@@ -342,7 +374,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files", type=int, default=50000, help="files of the largest workload")
     parser.add_argument("--tools", default="slipway,buildkit,buildah", help="which tools, of those that are there")
-    parser.add_argument("--only", choices=["cached", "steps", "files"], action="append", help="which workloads")
+    parser.add_argument("--only", choices=["cached", "steps", "files", "ignore"], action="append", help="which workloads")
     parser.add_argument("--slipway", default=f"{TARGET}/release/slipway")
     parser.add_argument("--work", default=f"{REPOSITORY}/.work/bench", help="where contexts and stores go")
     parser.add_argument("--markdown", help="write the tables to this file as well")
@@ -367,7 +399,7 @@ def main():
 
     results, floors = {}, []
     try:
-        for kind in (CachedRebuild, Steps, ManyFiles):
+        for kind in (CachedRebuild, Steps, ManyFiles, IgnoredFiles):
             if options.only and kind.name not in options.only:
                 continue
             print(f"bench: {kind.__doc__.splitlines()[0]}", file=sys.stderr)

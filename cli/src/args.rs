@@ -5,7 +5,10 @@
 
 pub(crate) mod annotation;
 pub(crate) mod build;
+pub(crate) mod builder;
+pub(crate) mod cache;
 pub(crate) mod call;
+pub(crate) mod context;
 pub(crate) mod daemon;
 pub(crate) mod image;
 pub(crate) mod run;

@@ -1,13 +1,17 @@
 //! What this client offers the engine: the places it keeps credentials and certificates, and where output goes.
 
 pub(crate) mod certificates;
+pub(crate) mod contexts;
 pub(crate) mod output;
 pub(crate) mod secrets;
 pub(crate) mod ssh;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use slipway_daemon::gateway::frontends::FrontendImages;
+use slipway_daemon::worker::WorkerInfo;
 use slipway_engine::store::registry::docker_config::DockerConfig;
 use slipway_engine::store::registry::{Anonymous, Credentials};
 use slipway_engine::{Engine, EngineOptions};
@@ -29,7 +33,22 @@ pub(crate) fn open_engine(context: &Context) -> Result<Engine, Failure> {
     })
 }
 
-fn credentials(folder: Option<&Path>) -> Result<Arc<dyn Credentials>, Failure> {
+/// Opens the engine for building, where a Dockerfile may ask for a frontend that is an image.
+///
+/// # Errors
+/// As [`open_engine`].
+pub(crate) fn open_builder(context: &Context) -> Result<Engine, Failure> {
+    let engine = open_engine(context)?;
+    let worker = WorkerInfo::open(engine.store().root(), BTreeMap::new())
+        .map_err(|error| Failure::new(format!("cannot write the state folder: {error}")))?;
+    Ok(engine.with_frontends(Arc::new(FrontendImages::new(worker))))
+}
+
+/// Reads docker's credentials; a folder without any has none.
+///
+/// # Errors
+/// When the file is malformed.
+pub(crate) fn credentials(folder: Option<&Path>) -> Result<Arc<dyn Credentials>, Failure> {
     let Some(path) = folder.map(|folder| folder.join("config.json")).filter(|path| path.exists())
     else {
         return Ok(Arc::new(Anonymous));

@@ -5,21 +5,26 @@ mod daemon;
 use std::fs::File;
 use std::future::Future;
 use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use slipway_daemon::builds::Builds;
+use slipway_daemon::collector::{Collector, disk};
+use slipway_daemon::session::file_sync::FileCache;
+use slipway_engine::config::DiskSpace;
 use slipway_engine::container::{RunError, RunRequest};
 use slipway_engine::exporter::ImageOptions;
 use slipway_engine::inventory::{self, ImageSummary};
 use slipway_engine::solver::executor::Stdio;
 use slipway_engine::solver::source::image::Lookup;
-use slipway_engine::store::ErrorKind;
-use slipway_engine::store::gc::PruneOptions;
+use slipway_engine::store::filter::Filter;
+use slipway_engine::store::gc::record::FIELDS;
+use slipway_engine::store::gc::{CacheRecord, PruneOptions, RecordKind, Rule};
 use slipway_engine::store::image::Image;
 use slipway_engine::store::layout::ArchiveImage;
 use slipway_engine::store::transfer::{self, Outcome, Platforms};
-use slipway_engine::{BuildError, BuildRequest, Engine, Export};
+use slipway_engine::store::{ErrorKind, Store};
+use slipway_engine::{BuildError, BuildRequest, Engine, Export, look_ahead};
 use slipway_spec::progress::{ProgressEvent, ProgressSink};
 use slipway_spec::{Descriptor, Digest, ImageReference, Platform};
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,11 +38,11 @@ use crate::args::step::Allow;
 use crate::args::store::{DuArgs, PruneArgs};
 use crate::args::value::join_platforms;
 use crate::args::{Cli, Command};
-use crate::client::open_engine;
 use crate::client::output::{FileOutput, StdoutOutput};
 use crate::client::secrets::Secrets;
 use crate::client::ssh::Agents;
-use crate::command::build::{BuildNetwork, BuildPlan, DockerfilePlace, NoCache};
+use crate::client::{contexts, open_builder, open_engine};
+use crate::command::build::{BuildNetwork, BuildPlan, NoCache};
 use crate::command::images::{ImageRow, PlatformRow};
 use crate::command::inspect::InspectedImage;
 use crate::command::prune::{PruneCache, PruneImages};
@@ -50,10 +55,8 @@ use crate::failure::excerpt::source_excerpt;
 use crate::metadata_file::BuildMetadata;
 use crate::output::{Dest, OutputKind, OutputSpec};
 use crate::progress::{Display, Ended};
+use crate::remote::{self, Builder};
 use crate::terminal::Terminal;
-
-/// A Dockerfile on standard input may have this many bytes.
-const MAX_DOCKERFILE: u64 = 32 << 20;
 
 /// How long work on the disk may go on after an interruption.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -61,7 +64,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Carries a command out and returns the exit code.
 pub(crate) fn dispatch(cli: Cli, context: &Context) -> Result<u8, Failure> {
     match cli.command {
-        Command::Build(args) => build(&args, context),
+        Command::Build(args) => match Builder::find(&args.builder, context)? {
+            Some(builder) => remote::build(*args, &builder, context),
+            None => build(&args, context),
+        },
         Command::Images(args) => images(&args, context).map(|()| 0),
         Command::Pull(args) => pull(&args, context).map(|()| 0),
         Command::Push(args) => push(&args, context).map(|()| 0),
@@ -74,13 +80,19 @@ pub(crate) fn dispatch(cli: Cli, context: &Context) -> Result<u8, Failure> {
         Command::Daemon(args) => {
             daemon::daemon(&args, cli.global.root.as_deref(), context).map(|()| 0)
         }
-        Command::Prune(args) => prune(&args, context).map(|()| 0),
-        Command::Du(args) => usage(&args, context).map(|()| 0),
+        Command::Prune(args) => match Builder::of_flags(&args.builder)? {
+            Some(builder) => remote::prune(&args, &builder, context).map(|()| 0),
+            None => prune(&args, context).map(|()| 0),
+        },
+        Command::Du(args) => match Builder::of_flags(&args.builder)? {
+            Some(builder) => remote::usage(&args, &builder, context).map(|()| 0),
+            None => usage(&args, context).map(|()| 0),
+        },
     }
 }
 
 /// Runs async work until it is done or the user interrupts.
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -101,7 +113,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 /// Runs work that shows progress, and ends the display before anything else is printed.
-fn with_display<T>(
+pub(crate) fn with_display<T>(
     display: Display,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
@@ -116,13 +128,20 @@ fn failure(error: impl std::error::Error + 'static) -> Failure {
 
 fn build(args: &BuildArgs, context: &Context) -> Result<u8, Failure> {
     let plan = command::build::plan(args, context)?;
-    let request = request(&plan, context)?;
+    let mut request = request(&plan, context)?;
+    request.ahead = plan
+        .inputs
+        .folder()
+        .and_then(|folder| look_ahead(&context.settings.root, &std::path::absolute(folder).ok()?));
     command::build::prepare(&plan)?;
-    let engine = open_engine(context)?;
+    let engine = open_builder(context)?;
     let display = context.display(plan.progress, "Building");
     let sink = display.sink();
-    let result =
-        with_display(display, async { engine.build(request, sink).await.map_err(build_failure) })?;
+    let result = with_display(display, async {
+        contexts::offer(&plan.inputs, &mut request).await?;
+        engine.build(request, sink).await.map_err(build_failure)
+    })?;
+    let cache = result.cache.and_then(|cache| serde_json::to_string(&cache).ok());
     let metadata = BuildMetadata {
         descriptor: result.image,
         config_digest: result.config.map(|config| config.digest),
@@ -131,6 +150,7 @@ fn build(args: &BuildArgs, context: &Context) -> Result<u8, Failure> {
             .answer
             .into_iter()
             .map(|(key, value)| (key, String::from_utf8_lossy(&value).into_owned()))
+            .chain(cache.map(|cache| ("cache.manifest".to_owned(), cache)))
             .collect(),
     };
     command::build::report(&plan, &metadata, context)?;
@@ -164,7 +184,8 @@ fn build_failure(error: BuildError) -> Failure {
     failure
 }
 
-fn request(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure> {
+/// Returns what a build is asked for apart from where its result goes, whoever builds.
+pub(crate) fn inputs(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure> {
     let mut request = BuildRequest::default();
     let attrs = &mut request.attrs;
     for (name, value) in &plan.build_args {
@@ -209,36 +230,22 @@ fn request(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure>
     request.services.ssh = Arc::new(Agents::new(&plan.steps.ssh, &context.environment)?);
     request.services.entitlements.security_insecure =
         plan.steps.allow.contains(&Allow::SecurityInsecure);
-    let absolute = |path: &Path| {
-        std::path::absolute(path)
-            .map_err(|error| Failure::new(format!("cannot use {}: {error}", path.display())))
-    };
-    request.folders.insert("context".into(), absolute(&plan.context)?);
-    match &plan.dockerfile {
-        DockerfilePlace::Path(path) => {
-            let folder = path
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            request.folders.insert("dockerfile".into(), absolute(folder)?);
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            request.attrs.insert("filename".into(), name);
-        }
-        DockerfilePlace::Stdin => {
-            let mut text = vec![];
-            std::io::stdin().take(MAX_DOCKERFILE).read_to_end(&mut text).map_err(|error| {
-                Failure::new(format!("cannot read the Dockerfile from standard input: {error}"))
-            })?;
-            request
-                .files
-                .entry("dockerfile".into())
-                .or_default()
-                .insert("Dockerfile".into(), text.into());
-        }
-    }
+    request.services.policies.rules.extend(plan.source_policy.clone());
+    Ok(request)
+}
+
+fn request(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure> {
+    let mut request = inputs(plan, context)?;
     for output in &plan.outputs {
         request.exports.extend(export(output, context)?);
     }
+    if !plan.cache_imports.is_empty() {
+        let entries = plan.cache_imports.iter();
+        let entries = entries.map(|e| serde_json::json!({ "Type": e.kind, "Attrs": e.attrs }));
+        let list = serde_json::Value::Array(entries.collect());
+        request.attrs.insert("cache-imports".into(), list.to_string());
+    }
+    request.cache_exports.clone_from(&plan.cache_exports);
     Ok(request)
 }
 
@@ -716,6 +723,23 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<(), Failure> {
     }
     let engine = open_engine(context)?;
     let store = engine.store();
+    let collector = collector(store);
+    let bytes_of = |gone: Vec<CacheRecord>| gone.iter().map(|record| record.bytes).sum::<u64>();
+    if let Some(selection) = command::prune::selection(args)? {
+        let (size, _) = disk(store).unwrap_or_default();
+        let bytes = |space: Option<DiskSpace>| space.map_or(0, |space| space.bytes_of(size));
+        let rule = Rule {
+            all: args.all,
+            filter: Filter::parse(&selection.filter, FIELDS).map_err(|e| Failure::of(&e))?,
+            keep: i64::try_from(selection.keep.as_nanos()).unwrap_or(i64::MAX),
+            reserved: bytes(selection.reserved),
+            max_used: bytes(selection.max_used),
+            min_free: bytes(selection.min_free),
+        };
+        let gone = block_on(async { collector.collect(vec![rule], true).await.map_err(failure) })?;
+        command::prune::report(bytes_of(gone), context);
+        return Ok(());
+    }
     let doomed: Vec<String> = store
         .images()
         .map_err(failure)?
@@ -731,29 +755,51 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<(), Failure> {
     let options =
         PruneOptions { all: scope.cache == PruneCache::All, older_than: None, working_since: None };
     let pruned = store.prune(&options).map_err(failure)?;
-    command::prune::report(pruned.bytes, context);
+    let mut bytes = pruned.bytes;
+    if scope.cache == PruneCache::All {
+        // What a daemon keeps of its clients' files.
+        let filter = Filter::parse(&["type==source.local"], FIELDS);
+        let rule = Rule { filter: filter.map_err(|e| Failure::of(&e))?, ..Rule::default() };
+        let gone = block_on(async { collector.collect(vec![rule], true).await.map_err(failure) })?;
+        bytes += bytes_of(gone);
+    }
+    command::prune::report(bytes, context);
     Ok(())
+}
+
+/// Looks after the same things as a daemon over this store.
+fn collector(store: &Store) -> Collector {
+    let files = FileCache::new(store.root().join("local"));
+    Collector::new(store.clone(), files, Builds::default(), vec![])
 }
 
 fn usage(args: &DuArgs, context: &Context) -> Result<(), Failure> {
     let engine = open_engine(context)?;
-    let usage = engine.store().usage().map_err(failure)?;
-    let records: Vec<command::disk_usage::UsageRecord> = usage
-        .items
+    let (filter, until) = command::prune::filter(&args.filters)?;
+    let filter = Filter::parse(&filter, FIELDS).map_err(|error| Failure::of(&error))?;
+    let now = SystemTime::now();
+    let old = until.map(|until| now.checked_sub(until).unwrap_or(UNIX_EPOCH));
+    let mut found = engine.store().usage().map_err(failure)?.records;
+    let cache = collector(engine.store());
+    let cache = block_on(async { cache.records().await.map_err(failure) })?;
+    found.extend(cache.into_iter().filter(|record| record.kind == RecordKind::LocalSource));
+    let records: Vec<command::disk_usage::UsageRecord> = found
         .into_iter()
-        .map(|item| command::disk_usage::UsageRecord {
-            id: item.id,
-            kind: item.kind,
-            size_bytes: item.bytes,
-            is_reclaimable: item.reclaimable,
-            is_shared: false,
-            is_mutable: false,
-            created: None,
-            last_used: time(item.used),
+        .filter(|record| filter.holds(|path| record.field(path)))
+        .filter(|record| old.is_none_or(|old| time(record.used).is_none_or(|used| used <= old)))
+        .map(|record| command::disk_usage::UsageRecord {
+            id: record.id,
+            kind: record.kind.as_str().to_owned(),
+            size_bytes: record.bytes,
+            is_reclaimable: !record.in_use,
+            is_shared: record.shared,
+            is_mutable: record.mutable,
+            created: time(record.created),
+            last_used: time(record.used),
             usage_count: 0,
-            description: item.description,
+            description: record.description,
         })
         .collect();
-    command::disk_usage::print(args, &records, SystemTime::now(), context);
+    command::disk_usage::print(args, &records, now, context);
     Ok(())
 }

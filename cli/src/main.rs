@@ -12,6 +12,7 @@ mod metadata_file;
 mod output;
 mod printer;
 mod progress;
+mod remote;
 mod settings;
 mod terminal;
 

@@ -95,6 +95,12 @@ impl Builds {
         drop(table.wait_for(|table| table.values().all(|entry| entry.ended)).await);
     }
 
+    /// Waits until a build runs.
+    pub async fn busy(&self) {
+        let mut table = self.table.subscribe();
+        drop(table.wait_for(|table| table.values().any(|entry| !entry.ended)).await);
+    }
+
     async fn find<T>(
         &self,
         id: &str,

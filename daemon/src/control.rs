@@ -1,19 +1,19 @@
 //! `Control`, the main interface: clients open sessions, ask for builds, follow them, and look after the store.
 
+mod caches;
+mod layout;
 mod outputs;
-mod records;
+pub(crate) mod records;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _};
 use slipway_engine::solver::{Entitlements, Services};
 use slipway_engine::store::now_nanos;
 use slipway_engine::{BuildClient, Engine};
-use slipway_spec::llb::Definition;
-use slipway_spec::progress::{ProgressEvent, ProgressSink};
 use slipway_spec::timestamp;
 use slipway_spec::wire::control::control_server::Control;
 use slipway_spec::wire::control::{
@@ -25,10 +25,15 @@ use slipway_spec::wire::control::{
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::builds::{Builds, Running};
+use crate::collector::Collector;
 use crate::failure::{build_status, not_yet};
+use crate::gateway::frontends::{FrontendImages, frontend_image};
 use crate::gateway::{Gateway, Outcome};
+use crate::history::{History, Recording};
+use crate::policy;
 use crate::session::file_sync::{FileCache, SessionFiles, TransferProgress};
 use crate::session::{SessionGroup, SessionManager, WAIT};
+use crate::trace::TraceContext;
 use crate::worker::{self, WorkerInfo};
 
 /// How long a client that asks for the progress of a build waits for the build to be started.
@@ -55,6 +60,9 @@ pub struct ControlService {
     files: FileCache,
     worker: WorkerInfo,
     allowed: Allowed,
+    frontends: FrontendImages,
+    collector: Collector,
+    history: History,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -67,9 +75,17 @@ impl ControlService {
         builds: Builds,
         worker: WorkerInfo,
         allowed: Allowed,
+        (collector, history): (Collector, History),
     ) -> Self {
-        let files = FileCache::new(engine.store().root().join("local"));
-        Self { engine, sessions, builds, files, worker, allowed }
+        let files = collector.files().clone();
+        let frontends = FrontendImages::new(worker.clone());
+        Self { engine, sessions, builds, files, worker, allowed, frontends, collector, history }
+    }
+
+    /// Sets how frontends that are images are run.
+    #[must_use]
+    pub fn with_frontends(self, frontends: FrontendImages) -> Self {
+        Self { frontends, ..self }
     }
 
     fn entitlements(&self, wanted: &[String]) -> Result<Entitlements, Status> {
@@ -105,88 +121,133 @@ impl ControlService {
             layouts: group.clone(),
             uploads: group.clone(),
             entitlements: self.entitlements(&request.entitlements)?,
+            policies: policy::of_build(request, &self.sessions)?,
+            keep_failed: true,
             ..Services::default()
         };
         let files = SessionFiles::new(sessions.clone(), self.files.clone());
-        let mut inputs = BTreeMap::new();
-        for (name, definition) in &request.frontend_inputs {
-            if definition.def.is_empty() {
-                continue;
-            }
-            let definition = Definition::from_pb(definition.clone()).map_err(|error| {
-                Status::invalid_argument(format!("the input {name:?}: {error}"))
-            })?;
-            inputs.insert(name.clone(), definition);
-        }
         let epoch = outputs::epoch(request)?;
-        // Transfers belong to no vertex that the graph has; each client folder has a line of its own.
         let record = running.record().clone();
         let progress: TransferProgress = Arc::new(move |status| {
-            let name: Arc<str> = format!("[internal] {}", status.id.trim_end_matches(':')).into();
-            let vertex = slipway_spec::Digest::of(name.as_bytes());
-            if status.bytes == 0 && !status.done {
-                record.send(ProgressEvent::Started { vertex: vertex.clone(), name });
-            }
-            record.send(ProgressEvent::Status {
-                vertex: vertex.clone(),
-                id: status.id.into(),
-                current: status.bytes,
-                total: 0,
-                done: status.done,
-            });
-            if status.done {
-                record.send(ProgressEvent::Done { vertex });
+            // Whoever reads a folder does so for a step.
+            if let Some(vertex) = status.vertex {
+                record.transfer(vertex, status.id, status.bytes, status.done);
             }
         });
         Ok(BuildClient {
             files: Arc::new(files.with_progress(progress)),
             services,
-            credentials: Some(group),
-            inputs,
+            credentials: Some(group.clone()),
+            caches: group,
+            // Each frontend is given its own.
+            inputs: BTreeMap::new(),
             epoch,
+            frontends: Some(Arc::new(self.frontends_of(request, running))),
         })
     }
 
-    async fn build(&self, request: SolveRequest) -> Result<SolveResponse, Status> {
+    /// Runs frontends for one build.
+    fn frontends_of(&self, request: &SolveRequest, running: &Running) -> FrontendImages {
+        self.frontends.for_client(running.record().clone(), request.session.clone())
+    }
+
+    /// Builds, and remembers that unless the client says that it is nobody's business.
+    async fn recorded(
+        &self,
+        request: SolveRequest,
+        trace: TraceContext,
+    ) -> Result<SolveResponse, Status> {
+        let starting = self.collector.starting().await;
+        let running = self.builds.start(&request.r#ref)?;
+        drop(starting);
+        let recording = (!request.internal).then(|| {
+            let progress = running.record().clone();
+            self.history.begin(&request, &exporters(&request), progress, trace)
+        });
+        let done = self.build(request, &running, recording.as_ref()).boxed().await;
+        if let Some(recording) = recording {
+            recording.finish(&done);
+        }
+        drop(running);
+        self.collector.build_ended();
+        done
+    }
+
+    async fn build(
+        &self,
+        request: SolveRequest,
+        running: &Running,
+        recording: Option<&Recording>,
+    ) -> Result<SolveResponse, Status> {
         let exporters = exporters(&request);
         refuse_unsupported(&request)?;
         outputs::check(&exporters)?;
+        let caches = caches::Caches::read(&request)?;
         let sessions = self.sessions.group([request.session.clone()]);
-        let running = self.builds.start(&request.r#ref)?;
         let build = async {
-            let client = self.client(&request, &running, &sessions)?;
+            let client = self.client(&request, running, &sessions)?;
             let build = self
                 .engine
                 .begin(client, running.record().clone())
                 .map_err(|error| build_status(&error))?;
-            let gateway = Arc::new(Gateway::new(
-                build.clone(),
-                running.record().clone(),
-                request.frontend_inputs.clone(),
-            ));
+            let frontends = self.frontends_of(&request, running);
+            let (record, inputs) = (running.record().clone(), request.frontend_inputs.clone());
+            let gateway = Gateway::new(build.clone(), record, inputs);
+            let gateway = Arc::new(gateway.with_frontends(frontends.clone(), 0));
             let outcome = match (&request.definition, request.frontend.as_str()) {
-                (Some(definition), "") => gateway.outcome_of_graph(definition.clone())?,
+                (Some(definition), "") => {
+                    // Frontends are told by their attributes.
+                    build.import_caches(caches.imports.clone()).await;
+                    gateway.outcome_of_graph(definition.clone()).await?
+                }
                 (_, "") => {
                     running.offer(gateway.clone());
                     gateway.returned().await?
                 }
-                (_, "dockerfile.v0") => {
+                (_, "gateway.v0") if !is_builtin(&request.frontend_attrs) => {
                     let attrs = request.frontend_attrs.clone();
+                    let frontend = frontend_image(attrs, &request.frontend_inputs)?;
+                    frontends.answer(&build, frontend, 1).await?.outcome
+                }
+                (_, "dockerfile.v0" | "gateway.v0") => {
+                    let mut attrs = request.frontend_attrs.clone();
+                    if request.frontend == "gateway.v0" {
+                        attrs.remove("source");
+                    }
                     let found = gateway.dockerfile(attrs, &request.frontend_inputs).await?;
-                    gateway.outcome_of(found)?
+                    gateway.outcome_of(found).await?
                 }
                 (_, other) => {
                     return Err(Status::unimplemented(format!("invalid frontend: {other}")));
                 }
             };
-            let results = gateway.solve_outcome(&outcome).await?;
-            let target = outputs::Target { build: &build, sessions: &sessions };
+            let mut results = gateway.solve_outcome(&outcome, !exporters.is_empty()).await?;
+            let edges: Vec<_> = outcome.images.iter().map(|image| image.edge.clone()).collect();
+            if caches.inline() {
+                let added = build.add_inline_caches(&mut results, &edges).await;
+                added.map_err(|error| build_status(&error))?;
+            }
+            if let Some(recording) = recording {
+                recording.answered(outcome.metadata.iter().map(|(key, value)| {
+                    (key.clone(), String::from_utf8_lossy(value).into_owned())
+                }));
+            }
+            let target = outputs::Target { build: &build, sessions: &sessions, recording };
             let mut response =
-                outputs::export(&target, &results, outcome.multi_platform, &exporters).await?;
+                outputs::export(&target, &results, outcome.multi_platform, &exporters)
+                    .boxed()
+                    .await?;
+            let edges: Vec<_> = edges.into_iter().flatten().collect();
+            response.extend(caches.export(&build, &edges).boxed().await?);
             response.extend(frontend_metadata(&outcome));
             build.settle().await.map_err(|error| build_status(&error))?;
+            if let Some(recording) = recording {
+                recording.answered(response.clone());
+            }
             Ok(SolveResponse { exporter_response: response })
-        };
+        }
+        // The compiler cannot see through so many futures in each other.
+        .boxed();
         let lost = self.lost(&request.session);
         tokio::select! {
             done = build => done,
@@ -206,6 +267,16 @@ impl ControlService {
     }
 }
 
+/// Returns whether a frontend that is said to be an image is the one that is built in.
+fn is_builtin(attrs: &BTreeMap<String, String>) -> bool {
+    let replaced = |key: &String| {
+        let name = key.strip_prefix("context:dockerfile.v0");
+        name.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    attrs.get("source").is_some_and(|source| source == "dockerfile.v0")
+        && !attrs.keys().any(replaced)
+}
+
 /// Returns what is to be made of the result. New clients name it twice, for old daemons.
 fn exporters(request: &SolveRequest) -> Vec<Exporter> {
     if request.exporters.is_empty() && !request.exporter_deprecated.is_empty() {
@@ -219,21 +290,6 @@ fn exporters(request: &SolveRequest) -> Vec<Exporter> {
 
 /// What a client asked for must not be left out without a word.
 fn refuse_unsupported(request: &SolveRequest) -> Result<(), Status> {
-    if let Some(cache) = &request.cache {
-        let old = &cache.export_ref_deprecated;
-        let export = cache.exports.iter().map(|entry| entry.r#type.as_str());
-        if let Some(kind) = export.chain((!old.is_empty()).then_some("registry")).next() {
-            return Err(not_yet(&format!("exporting a cache (type={kind})")));
-        }
-        let import = cache.imports.iter().map(|entry| entry.r#type.as_str());
-        let old = cache.import_refs_deprecated.first().map(|_| "registry");
-        if let Some(kind) = import.chain(old).next() {
-            return Err(not_yet(&format!("importing a cache (type={kind})")));
-        }
-    }
-    if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
-        return Err(not_yet("a source policy"));
-    }
     if request.enable_session_exporter {
         return Err(not_yet("an exporter of the client"));
     }
@@ -273,23 +329,28 @@ impl Control for ControlService {
 
     async fn disk_usage(&self, request: Request<DiskUsageRequest>) -> Answer<DiskUsageResponse> {
         let DiskUsageRequest { filter, age_limit } = request.into_inner();
-        let record = records::usage(self.engine.store(), &filter, age_limit).await?;
+        let record = records::usage(&self.collector, &filter, age_limit).await?;
         Ok(Response::new(DiskUsageResponse { record }))
     }
 
     async fn prune(&self, request: Request<PruneRequest>) -> Answer<Self::PruneStream> {
-        let working_since = self.builds.working_since();
-        let gone =
-            records::prune(self.engine.store(), &request.into_inner(), working_since).await?;
+        let gone = records::prune(&self.collector, &request.into_inner()).await?;
         Ok(Response::new(futures::stream::iter(gone.into_iter().map(Ok)).boxed()))
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Answer<SolveResponse> {
-        self.build(request.into_inner()).await.map(Response::new)
+        let trace = TraceContext::of_call(request.metadata());
+        self.recorded(request.into_inner(), trace).await.map(Response::new)
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<Self::StatusStream> {
         let id = request.into_inner().r#ref;
+        let running = self.builds.record(&id, Duration::ZERO).await;
+        if running.is_err()
+            && let Some(told) = self.history.replay(&id).await?
+        {
+            return Ok(timed(told));
+        }
         let record = self.builds.record(&id, STATUS_WAIT).await?;
         Ok(timed(record.follow().map(Ok).boxed()))
     }
@@ -321,16 +382,24 @@ impl Control for ControlService {
 
     async fn listen_build_history(
         &self,
-        _: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Answer<Self::ListenBuildHistoryStream> {
-        Err(not_yet("the history of builds"))
+        Ok(timed(self.history.listen(request.into_inner()).await?))
     }
 
     async fn update_build_history(
         &self,
-        _: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Answer<UpdateBuildHistoryResponse> {
-        Err(not_yet("the history of builds"))
+        let UpdateBuildHistoryRequest { r#ref, pinned, delete, finalize } = request.into_inner();
+        if delete {
+            self.history.delete(r#ref).await?;
+        } else if finalize {
+            self.history.finalize(r#ref).await?;
+        } else {
+            self.history.pin(r#ref, pinned).await?;
+        }
+        Ok(Response::new(UpdateBuildHistoryResponse {}))
     }
 }
 

@@ -14,6 +14,7 @@ use slipway_spec::wire::rpc;
 use tonic::{Code, Status};
 
 const ERRDEFS: &str = "github.com/moby/buildkit/errdefs.";
+const DENIAL: &str = "github.com/moby/buildkit/policysession.DecisionResponse+json";
 const EXIT: &str = "github.com/moby/buildkit/gatewayapi.ExitMessage+json";
 
 /// Returns a failed build as a status.
@@ -28,8 +29,33 @@ pub fn build_status(error: &BuildError) -> Status {
     }
 }
 
+/// A process that failed, with the names that a client can mount what it left by.
+#[derive(Debug)]
+pub(crate) struct Failed<'a> {
+    /// What was executed.
+    pub(crate) op: &'a pb::ExecOp,
+    /// The file systems before, by its mounts; empty where there is none.
+    pub(crate) inputs: Vec<String>,
+    /// The file systems after.
+    pub(crate) mounts: Vec<String>,
+}
+
+/// Returns a failed process as a status that lets clients look into what it left.
+pub(crate) fn failed_status(error: &SolveError, failed: &Failed<'_>) -> Status {
+    let (code, message, mut details) = solve_parts(error);
+    let Failed { op, inputs, mounts } = failed;
+    let op = json!({ "exec": exec_json(op) });
+    details.push(detail("Solve", &json!({ "inputIDs": inputs, "mountIDs": mounts, "op": op })));
+    status(code, message, details)
+}
+
 /// Returns a failed step as a status.
 pub fn solve_status(error: &SolveError) -> Status {
+    let (code, message, details) = solve_parts(error);
+    status(code, message, details)
+}
+
+fn solve_parts(error: &SolveError) -> (Code, String, Vec<Any>) {
     let mut details = vec![];
     if let Some(vertex) = &error.vertex {
         details.push(detail("Vertex", &json!({ "digest": vertex.digest.to_string() })));
@@ -39,30 +65,142 @@ pub fn solve_status(error: &SolveError) -> Status {
     }
     let mut code = Code::Unknown;
     match &*error.cause {
-        Cause::Exit { code, .. } => {
-            let value = json!({ "Code": code }).to_string().into_bytes();
-            details.push(Any { type_url: EXIT.into(), value });
-        }
+        Cause::Exit { code, .. } => details.push(exit_detail(*code)),
         Cause::Store(error) if error.kind() == ErrorKind::NoSpace => code = Code::ResourceExhausted,
         Cause::Unsupported(_) => code = Code::Unimplemented,
+        Cause::Denied { reasons, .. } => details.extend(denial(reasons)),
         _ => {}
     }
-    status(code, chain(error), details)
+    let message = match &*error.cause {
+        // As clients know it, and look for it.
+        Cause::MissingSource { vertex, what } => format!(
+            "failed to compute cache key: failed to calculate checksum of ref {vertex}: {what}"
+        ),
+        _ => chain(error),
+    };
+    (code, message, details)
+}
+
+/// Says how a process ended.
+pub(crate) fn exit_detail(code: i32) -> Any {
+    Any { type_url: EXIT.into(), value: json!({ "Code": code }).to_string().into_bytes() }
+}
+
+/// Says that a frontend cannot do what it is asked for.
+pub(crate) fn unsupported_capability(name: &str) -> Status {
+    let details = vec![detail("FrontendCap", &json!({ "name": name }))];
+    status(Code::Unimplemented, format!("unsupported frontend capability {name}"), details)
+}
+
+/// What was executed, as clients read it to execute it again: whatever has its usual value is left out.
+fn exec_json(op: &pb::ExecOp) -> Value {
+    let mut exec = Map::new();
+    if let Some(meta) = &op.meta {
+        let mut known = Map::new();
+        known.insert("args".into(), json!(meta.args));
+        known.insert("env".into(), json!(meta.env));
+        for (name, value) in [
+            ("cwd", &meta.cwd),
+            ("user", &meta.user),
+            ("hostname", &meta.hostname),
+            ("cgroupParent", &meta.cgroup_parent),
+        ] {
+            if !value.is_empty() {
+                known.insert(name.into(), value.clone().into());
+            }
+        }
+        let hosts = meta.extra_hosts.iter().map(|at| json!({ "Host": at.host, "IP": at.ip }));
+        let hosts: Vec<Value> = hosts.collect();
+        if !hosts.is_empty() {
+            known.insert("extraHosts".into(), hosts.into());
+        }
+        exec.insert("meta".into(), known.into());
+    }
+    exec.insert("mounts".into(), op.mounts.iter().map(mount_json).collect::<Vec<_>>().into());
+    exec.insert("network".into(), op.network.into());
+    exec.insert("security".into(), op.security.into());
+    let secrets = op.secretenv.iter().map(|variable| {
+        json!({ "ID": variable.id, "name": variable.name, "optional": variable.optional })
+    });
+    exec.insert("secretenv".into(), secrets.collect::<Vec<_>>().into());
+    exec.into()
+}
+
+fn mount_json(mount: &pb::Mount) -> Value {
+    // Numbers of 64 bits are text in this form of JSON.
+    let mut known = json!({
+        "input": mount.input.to_string(),
+        "selector": mount.selector,
+        "dest": mount.dest,
+        "output": mount.output.to_string(),
+        "readonly": mount.readonly,
+        "mountType": mount.mount_type,
+    });
+    if let Some(tmpfs) = &mount.tmpfs_opt {
+        known["TmpfsOpt"] = json!({ "size": tmpfs.size.to_string() });
+    }
+    if let Some(cache) = &mount.cache_opt {
+        known["cacheOpt"] = json!({ "ID": cache.id, "sharing": cache.sharing });
+    }
+    if let Some(secret) = &mount.secret_opt {
+        known["secretOpt"] = json!({
+            "ID": secret.id,
+            "uid": secret.uid,
+            "gid": secret.gid,
+            "mode": secret.mode,
+            "optional": secret.optional,
+        });
+    }
+    if let Some(ssh) = &mount.ssh_opt {
+        known["SSHOpt"] = json!({
+            "ID": ssh.id,
+            "uid": ssh.uid,
+            "gid": ssh.gid,
+            "mode": ssh.mode,
+            "optional": ssh.optional,
+        });
+    }
+    known
+}
+
+/// Returns why a question of the frontend was not answered, where solving is why.
+fn cause_of(error: &FrontendError) -> Option<&Cause> {
+    let source = error.source.as_ref()?.source.as_ref()?;
+    source.downcast_ref::<SolveError>().map(|error| &*error.cause)
+}
+
+/// Says why a policy denies something, in its own words.
+fn denial(reasons: &[String]) -> Option<Any> {
+    let messages: Vec<Value> = reasons.iter().map(|text| json!({ "message": text })).collect();
+    let value = json!({ "action": 1, "denyMessages": messages }).to_string().into_bytes();
+    (!reasons.is_empty()).then(|| Any { type_url: DENIAL.into(), value })
 }
 
 /// Returns what is wrong with what the user wrote as a status.
 pub fn frontend_status(error: &FrontendError) -> Status {
-    let mut details = vec![];
-    for diagnostic in &error.diagnostics {
+    // Another frontend has said it, with details of its own; what it has no place for was asked for here.
+    let other = error.source.as_ref().and_then(|error| error.source.as_ref()?.downcast_ref());
+    let (code, mut details) = match other.map(|status: &Status| (status, status.details())) {
+        Some((status, said)) => {
+            let said = rpc::Status::decode(said).map(|said| said.details);
+            (status.code(), said.unwrap_or_default())
+        }
+        None => (Code::Unknown, vec![]),
+    };
+    let placed = details.iter().any(|any| any.type_url == format!("{ERRDEFS}Source+json"));
+    for diagnostic in error.diagnostics.iter().filter(|_| !placed) {
         let place = diagnostic.to_warning();
         if let Some(source) = &place.source {
             details.push(source_detail(source, &place.ranges));
         }
     }
+    if let Some(Cause::Denied { reasons, .. }) = cause_of(error) {
+        details.extend(denial(reasons));
+    }
     let messages: Vec<&str> =
         error.diagnostics.iter().map(|diagnostic| diagnostic.message.as_str()).collect();
     let message = if messages.is_empty() { chain(error) } else { messages.join("\n") };
-    status(Code::Unknown, message, details)
+    status(code, message, details)
 }
 
 /// Returns an answer that a frontend did not get as a status.
@@ -105,8 +243,10 @@ fn source_detail(source: &pb::SourceInfo, ranges: &[pb::Range]) -> Any {
     if !source.filename.is_empty() {
         info.insert("filename".into(), source.filename.clone().into());
     }
-    let data = base64::engine::general_purpose::STANDARD.encode(&source.data);
-    info.insert("data".into(), data.into());
+    info.insert("data".into(), base64(&source.data));
+    if let Some(definition) = &source.definition {
+        info.insert("definition".into(), definition_json(definition));
+    }
     if !source.language.is_empty() {
         info.insert("language".into(), source.language.clone().into());
     }
@@ -119,6 +259,30 @@ fn source_detail(source: &pb::SourceInfo, ranges: &[pb::Range]) -> Any {
         .map(|range| json!({ "start": position(&range.start), "end": position(&range.end) }))
         .collect();
     detail("Source", &json!({ "info": info, "ranges": ranges }))
+}
+
+fn base64(bytes: &[u8]) -> Value {
+    base64::engine::general_purpose::STANDARD.encode(bytes).into()
+}
+
+/// The graph that a file came from, as far as a client needs it to get the file again.
+fn definition_json(definition: &pb::Definition) -> Value {
+    let metadata = definition.metadata.iter().map(|(vertex, metadata)| {
+        let mut known = Map::new();
+        if metadata.ignore_cache {
+            known.insert("ignore_cache".into(), true.into());
+        }
+        if !metadata.description.is_empty() {
+            known.insert("description".into(), json!(metadata.description));
+        }
+        if !metadata.caps.is_empty() {
+            known.insert("caps".into(), json!(metadata.caps));
+        }
+        (vertex.clone(), Value::Object(known))
+    });
+    let metadata: Map<String, Value> = metadata.collect();
+    let def: Vec<Value> = definition.def.iter().map(|op| base64(op)).collect();
+    json!({ "def": def, "metadata": metadata })
 }
 
 /// An error with everything that caused it, outermost first, without saying anything twice.
@@ -145,17 +309,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_missing_source_is_told_in_the_words_that_clients_look_for() {
+        let vertex = Digest::of(b"v");
+        let error = SolveError::from(Cause::MissingSource {
+            vertex: vertex.clone(),
+            what: "\"/x\": not found".into(),
+        });
+        assert_eq!(error.to_string(), "\"/x\": not found");
+        assert_eq!(
+            solve_status(&error).message(),
+            format!(
+                "failed to compute cache key: failed to calculate checksum of ref {vertex}: \"/x\": not found"
+            )
+        );
+    }
+
+    #[test]
     fn a_failed_step_tells_its_vertex_its_place_and_its_code() {
         let position = |line| Some(pb::Position { line, character: 0 });
         let mut error = SolveError::from(Cause::Exit {
             command: "/bin/sh -c false".into(),
             code: 7,
             hint: String::new(),
+            left: None,
         });
         let source = pb::SourceInfo {
             filename: "Dockerfile".into(),
             data: b"FROM x\nRUN false\n".to_vec(),
-            definition: None,
+            definition: Some(pb::Definition {
+                def: vec![b"op".to_vec()],
+                metadata: [("sha256:x".to_owned(), pb::OpMetadata::default())].into(),
+                source: None,
+            }),
             language: "Dockerfile".into(),
         };
         error.vertex = Some(FailedVertex {
@@ -181,6 +366,8 @@ mod tests {
         );
         let place: Value = serde_json::from_slice(&details[1].value).unwrap();
         assert_eq!(place["info"]["filename"], "Dockerfile");
+        let definition = &place["info"]["definition"];
+        assert_eq!(definition, &json!({ "def": ["b3A="], "metadata": { "sha256:x": {} } }));
         assert_eq!(place["ranges"][0]["start"]["line"], 2);
         assert_eq!(details[2].value, br#"{"Code":7}"#);
     }

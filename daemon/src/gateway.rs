@@ -3,16 +3,22 @@
 //! A frontend that runs in the client reaches it over the daemon's socket; the calls of a build carry its id (see
 //! [`service`]).
 
+mod container;
 mod convert;
+pub mod frontends;
+mod process;
 pub mod service;
+pub(crate) mod sources;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use serde_json::json;
-use slipway_engine::frontend::{FrontendResult, PlatformImage, ResolveMode};
+use slipway_engine::cache::CacheEntry;
+use slipway_engine::frontend::FrontendResult;
 use slipway_engine::solver::graph::Edge;
+use slipway_engine::solver::policy::Policy;
 use slipway_engine::store::blocking;
 use slipway_engine::store::tree::Entry;
 use slipway_engine::store::view::View;
@@ -20,17 +26,17 @@ use slipway_engine::{Build, exporter};
 use slipway_spec::llb::{Definition, pb};
 use slipway_spec::wire::fsutil::Stat;
 use slipway_spec::wire::gateway::{
-    FileRange, Ref, RefMap, ResolveImageConfigRequest, ResolveImageConfigResponse,
-    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
-    Result as WireResult, SolveRequest, SolveResponse, result,
+    FileRange, Ref, RefMap, Result as WireResult, SolveRequest, SolveResponse, result,
 };
-use slipway_spec::{Digest, ImageConfig, Platform};
+use slipway_spec::{ImageConfig, Platform};
 use tokio::sync::watch;
 use tonic::Status;
 
-use crate::failure::{bridge_status, build_status, solve_status};
+use crate::failure::{build_status, solve_status};
 use crate::record::{Announced, Record};
+use container::Containers;
 use convert::{config_key, stat};
+use frontends::FrontendImages;
 
 /// No more than this of a file is read at once, in bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -46,12 +52,18 @@ pub struct Gateway {
     inputs: BTreeMap<String, pb::Definition>,
     refs: Mutex<HashMap<String, Reference>>,
     returned: watch::Sender<Returned>,
+    /// Runs frontends that are images.
+    frontends: Option<FrontendImages>,
+    /// How many frontends wait for this one.
+    depth: usize,
+    containers: Containers,
 }
 
 /// A result that a frontend may speak of.
 #[derive(Clone, Debug)]
 struct Reference {
     edge: Option<Edge>,
+    definition: Option<pb::Definition>,
 }
 
 /// What is to be exported.
@@ -76,6 +88,8 @@ pub struct OutcomeImage {
     pub config: ImageConfig,
     /// How many entries of its history are the base image's.
     pub base_history: usize,
+    /// The time of what was made, in seconds since 1970, where the frontend sets it.
+    pub epoch: Option<i64>,
 }
 
 impl Gateway {
@@ -86,7 +100,44 @@ impl Gateway {
         inputs: BTreeMap<String, pb::Definition>,
     ) -> Self {
         let returned = watch::Sender::new(None);
-        Self { build, record, inputs, refs: Mutex::default(), returned }
+        Self {
+            build,
+            record,
+            inputs,
+            refs: Mutex::default(),
+            returned,
+            frontends: None,
+            depth: 0,
+            containers: Containers::default(),
+        }
+    }
+
+    /// Lets the frontend have others do its work; `depth` is how many wait for it.
+    #[must_use]
+    pub fn with_frontends(self, frontends: FrontendImages, depth: usize) -> Self {
+        Self { frontends: Some(frontends), depth, ..self }
+    }
+
+    /// Returns what the frontend has said of the result so far.
+    fn said(&self) -> Returned {
+        self.returned.borrow().clone()
+    }
+
+    /// Waits until it has said something.
+    async fn wait_for_word(&self) {
+        drop(self.returned.subscribe().wait_for(Option::is_some).await);
+    }
+
+    /// Finds the graph that a result was made of.
+    fn definition_of(&self, edge: &Edge) -> Result<Definition, Status> {
+        let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
+        let same =
+            |known: &Edge| known.index == edge.index && known.vertex.digest == edge.vertex.digest;
+        let found = refs.values().find(|reference| reference.edge.as_ref().is_some_and(same));
+        let message = found.and_then(|reference| reference.definition.clone());
+        let message =
+            message.ok_or_else(|| Status::internal("a result that was made of no graph"))?;
+        Definition::from_pb(message).map_err(|error| Status::invalid_argument(error.to_string()))
     }
 
     /// Waits until the frontend has said what the result is.
@@ -111,20 +162,25 @@ impl Gateway {
 
     fn get(&self, id: &str) -> Result<Reference, Status> {
         if id.is_empty() {
-            return Ok(Reference { edge: None });
+            return Ok(Reference { edge: None, definition: None });
         }
         let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
         refs.get(id).cloned().ok_or_else(|| Status::not_found(format!("no such ref: {id}")))
     }
 
     /// Loads a graph; a graph without operations is the empty file system.
-    fn load(&self, message: pb::Definition) -> Result<Option<Edge>, Status> {
+    async fn load(
+        &self,
+        message: pb::Definition,
+        policies: &[Policy],
+    ) -> Result<Option<Edge>, Status> {
         if message.def.is_empty() {
             return Ok(None);
         }
         let definition = Definition::from_pb(message)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let edge = self.build.load(&definition).map_err(|error| solve_status(&error))?;
+        let edge = self.build.load_under(&definition, policies).await;
+        let edge = edge.map_err(|error| solve_status(&error))?;
         self.announce(&edge);
         Ok(Some(edge))
     }
@@ -156,6 +212,10 @@ impl Gateway {
     /// When the graph or the frontend fails.
     pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, Status> {
         let arrays = request.allow_result_array_ref;
+        let policies = crate::policy::read(&request.source_policies)?;
+        let caches = request.cache_imports.into_iter();
+        let caches = caches.map(|entry| CacheEntry { kind: entry.r#type, attrs: entry.attrs });
+        self.build.import_caches(caches).await;
         let (result, edges) = match (request.definition, request.frontend.as_str()) {
             (Some(_), frontend) if !frontend.is_empty() => {
                 return Err(Status::invalid_argument(
@@ -163,7 +223,7 @@ impl Gateway {
                 ));
             }
             (Some(definition), _) => {
-                let edge = self.load(definition.clone())?;
+                let edge = self.load(definition.clone(), &policies).await?;
                 let reference = self.reference(edge.clone(), Some(definition), arrays);
                 let result = WireResult { result: Some(reference), ..WireResult::default() };
                 (result, edge.into_iter().collect())
@@ -171,7 +231,11 @@ impl Gateway {
             (None, "") => (WireResult::default(), vec![]),
             (None, "dockerfile.v0") => {
                 let found = self.dockerfile(request.frontend_opt, &request.frontend_inputs).await?;
-                self.publish(found, arrays)?
+                self.publish(found, arrays).await?
+            }
+            (None, "gateway.v0") => {
+                let found = self.run_image(request.frontend_opt, &request.frontend_inputs).await?;
+                self.publish(found, arrays).await?
             }
             (None, other) => {
                 return Err(Status::unimplemented(format!("invalid frontend: {other}")));
@@ -179,7 +243,7 @@ impl Gateway {
         };
         if request.evaluate {
             for edge in &edges {
-                self.build.solve(edge).await.map_err(|error| solve_status(&error))?;
+                self.build.solve(edge).await.map_err(|error| self.failed(&error))?;
             }
         }
         let single = match &result.result {
@@ -200,16 +264,22 @@ impl Gateway {
         attrs: BTreeMap<String, String>,
         inputs: &BTreeMap<String, pb::Definition>,
     ) -> Result<FrontendResult, Status> {
-        if !inputs.is_empty() && *inputs != self.inputs {
-            return Err(Status::unimplemented(
-                "inputs of a frontend that differ from those of its build",
-            ));
-        }
-        self.build.dockerfile(attrs).await.map_err(|error| build_status(&error))
+        let read = |(name, graph): (&String, &pb::Definition)| {
+            if graph.def.is_empty() {
+                return Err(Status::unknown("invalid nil input definition to definition op"));
+            }
+            let graph = Definition::from_pb(graph.clone()).map_err(|error| {
+                Status::invalid_argument(format!("the input {name:?}: {error}"))
+            })?;
+            Ok((name.clone(), graph))
+        };
+        let inputs = inputs.iter().map(read).collect::<Result<_, _>>()?;
+        let found = self.build.dockerfile_with(attrs, inputs, self.depth).await;
+        found.map_err(|error| build_status(&error))
     }
 
     /// Makes what the built-in frontend found out into a result that clients can speak of.
-    fn publish(
+    async fn publish(
         &self,
         found: FrontendResult,
         arrays: bool,
@@ -222,9 +292,11 @@ impl Gateway {
         let multi_platform = found.multi_platform || found.images.len() > 1;
         for image in &found.images {
             let definition = image.definition.as_ref().map(Definition::to_pb);
-            let edge = definition.clone().map(|definition| self.load(definition)).transpose()?;
-            let edge = edge.flatten();
-            let id = image.platform.to_string();
+            let edge = match definition.clone() {
+                Some(definition) => self.load(definition, &[]).await?,
+                None => None,
+            };
+            let id = image.platform.full_name();
             let suffix = multi_platform.then_some(id.as_str());
             metadata
                 .insert(config_key("containerimage.config", suffix), json_bytes(&image.config)?);
@@ -266,7 +338,7 @@ impl Gateway {
     fn stored(&self, edge: Option<Edge>, definition: Option<pb::Definition>) -> Ref {
         // Without an id it is the empty file system.
         let id = match &edge {
-            Some(_) => self.put(Reference { edge }),
+            Some(_) => self.put(Reference { edge, definition: definition.clone() }),
             None => String::new(),
         };
         Ref { id, def: definition }
@@ -353,18 +425,22 @@ impl Gateway {
     ///
     /// # Errors
     /// When one of its graphs is not well formed.
-    pub fn outcome_of(&self, found: FrontendResult) -> Result<Outcome, Status> {
+    pub async fn outcome_of(&self, found: FrontendResult) -> Result<Outcome, Status> {
         let multi_platform = found.multi_platform || found.images.len() > 1;
-        let one = |image: &PlatformImage| {
-            let definition = image.definition.as_ref().map(Definition::to_pb);
-            Ok::<_, Status>(OutcomeImage {
+        let mut images = vec![];
+        for image in &found.images {
+            let edge = match image.definition.as_ref().map(Definition::to_pb) {
+                Some(definition) => self.load(definition, &[]).await?,
+                None => None,
+            };
+            images.push(OutcomeImage {
                 platform: image.platform.clone(),
-                edge: definition.map(|definition| self.load(definition)).transpose()?.flatten(),
+                edge,
                 config: image.config.clone(),
                 base_history: image.base_history_len,
-            })
-        };
-        let images = found.images.iter().map(one).collect::<Result<_, _>>()?;
+                epoch: image.epoch,
+            });
+        }
         let metadata = found.metadata.into_iter().map(|(key, value)| (key, value.into())).collect();
         Ok(Outcome { images, multi_platform, metadata })
     }
@@ -373,8 +449,8 @@ impl Gateway {
     ///
     /// # Errors
     /// When the graph is not well formed.
-    pub fn outcome_of_graph(&self, definition: pb::Definition) -> Result<Outcome, Status> {
-        let edge = self.load(definition)?;
+    pub async fn outcome_of_graph(&self, definition: pb::Definition) -> Result<Outcome, Status> {
+        let edge = self.load(definition, &[]).await?;
         let image = OutcomeImage::new(Platform::host(), edge, &BTreeMap::new(), None)?;
         Ok(Outcome { images: vec![image], ..Outcome::default() })
     }
@@ -386,11 +462,15 @@ impl Gateway {
     pub async fn solve_outcome(
         &self,
         outcome: &Outcome,
+        used: bool,
     ) -> Result<Vec<exporter::PlatformResult>, Status> {
         let one = |image: &OutcomeImage| {
             let image = image.clone();
             async move {
                 let snapshot = match &image.edge {
+                    Some(edge) if used => {
+                        self.build.obtain(edge).await.map_err(|e| solve_status(&e))?
+                    }
                     Some(edge) => self.build.solve(edge).await.map_err(|e| solve_status(&e))?,
                     None => Default::default(),
                 };
@@ -399,6 +479,8 @@ impl Gateway {
                     snapshot,
                     config: image.config,
                     base_history: image.base_history,
+                    epoch: image.epoch,
+                    inline_cache: None,
                 })
             }
         };
@@ -407,7 +489,7 @@ impl Gateway {
 
     async fn evaluate(&self, id: &str) -> Result<(), Status> {
         if let Some(edge) = self.get(id)?.edge {
-            self.build.solve(&edge).await.map_err(|error| solve_status(&error))?;
+            self.build.solve(&edge).await.map_err(|error| self.failed(&error))?;
         }
         Ok(())
     }
@@ -421,111 +503,61 @@ impl Gateway {
         let missing = || Status::not_found(format!("open {path}: no such file or directory"));
         let edge = self.get(id)?.edge.ok_or_else(missing)?;
         let read = self.build.read_file(&edge, path, MAX_FILE).await;
-        let bytes = read.map_err(|error| solve_status(&error))?.ok_or_else(missing)?;
-        let Some(FileRange { offset, length }) = range else { return Ok(bytes) };
-        let start = usize::try_from(offset).unwrap_or(0).min(bytes.len());
-        let length = usize::try_from(length).ok().filter(|length| *length > 0);
-        let end = length.map_or(bytes.len(), |length| start.saturating_add(length));
-        Ok(bytes.slice(start..end.min(bytes.len())))
+        let bytes = read.map_err(|error| self.failed(&error))?.ok_or_else(missing)?;
+        Ok(read_range(bytes, range))
     }
 
     async fn view(&self, id: &str) -> Result<View, Status> {
         match self.get(id)?.edge {
-            Some(edge) => self.build.view(&edge).await.map_err(|error| solve_status(&error)),
+            Some(edge) => self.build.view(&edge).await.map_err(|error| self.failed(&error)),
             None => Ok(View::default()),
         }
     }
 
     async fn stat_file(&self, id: &str, path: &str) -> Result<Stat, Status> {
-        let view = self.view(id).await?;
-        let wanted = path.to_owned();
-        let found = blocking::run(move || view.resolve(wanted.as_bytes(), false)).await;
-        let found = found.map_err(|error| Status::unknown(error.to_string()))?;
-        let missing = || Status::not_found(format!("lstat {path}: no such file or directory"));
-        let entry = found.entry.ok_or_else(missing)?;
-        let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
-        Ok(stat(name.as_bytes(), &entry))
+        stat_view(self.view(id).await?, path).await
     }
 
     async fn read_dir(&self, id: &str, path: &str, pattern: &str) -> Result<Vec<Stat>, Status> {
-        let view = self.view(id).await?;
-        let (wanted, pattern) = (path.to_owned(), pattern.to_owned());
-        let listed = blocking::run(move || {
-            let found = view.resolve(wanted.as_bytes(), true)?;
-            if !found.entry.as_ref().is_some_and(Entry::is_directory) {
-                return Ok(None);
-            }
-            view.children(&found.path).map(Some)
-        });
-        let listed = listed.await.map_err(|error| Status::unknown(error.to_string()))?;
-        let missing = || Status::not_found(format!("open {path}: no such file or directory"));
-        let wanted = |name: &[u8]| {
-            pattern.is_empty() || slipway_engine::solver::glob_matches(pattern.as_bytes(), name)
-        };
-        let listed = listed.ok_or_else(missing)?.into_iter();
-        Ok(listed
-            .filter(|(name, _)| wanted(name))
-            .map(|(name, entry)| stat(&name, &entry))
-            .collect())
+        list_view(self.view(id).await?, path, pattern).await
     }
+}
 
-    async fn resolve_image(
-        &self,
-        reference: &str,
-        platform: Option<&pb::Platform>,
-        mode: &str,
-    ) -> Result<(Digest, Bytes), Status> {
-        let image = reference.parse().map_err(|error: slipway_spec::ReferenceError| {
-            Status::invalid_argument(error.to_string())
-        })?;
-        let platform =
-            platform.map_or_else(Platform::host, |platform| Platform::from(platform).normalized());
-        let mode = match mode {
-            "pull" => ResolveMode::Pull,
-            "local" => ResolveMode::Local,
-            _ => ResolveMode::Default,
-        };
-        let found = self.build.resolve_image(&image, &platform, mode).await;
-        let found = found.map_err(|error| bridge_status(&error))?;
-        Ok((found.digest, found.config))
-    }
+/// Takes part of a file.
+fn read_range(bytes: Bytes, range: Option<FileRange>) -> Bytes {
+    let Some(FileRange { offset, length }) = range else { return bytes };
+    let start = usize::try_from(offset).unwrap_or(0).min(bytes.len());
+    let length = usize::try_from(length).ok().filter(|length| *length > 0);
+    let end = length.map_or(bytes.len(), |length| start.saturating_add(length));
+    bytes.slice(start..end.min(bytes.len()))
+}
 
-    async fn image_config(
-        &self,
-        request: ResolveImageConfigRequest,
-    ) -> Result<ResolveImageConfigResponse, Status> {
-        if request.resolver_type != 0 {
-            return Err(Status::unimplemented("resolving an image of an OCI layout"));
+async fn stat_view(view: View, path: &str) -> Result<Stat, Status> {
+    let wanted = path.to_owned();
+    let found = blocking::run(move || view.resolve(wanted.as_bytes(), false)).await;
+    let found = found.map_err(|error| Status::unknown(error.to_string()))?;
+    let missing = || Status::not_found(format!("lstat {path}: no such file or directory"));
+    let entry = found.entry.ok_or_else(missing)?;
+    let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
+    Ok(stat(name.as_bytes(), &entry))
+}
+
+async fn list_view(view: View, path: &str, pattern: &str) -> Result<Vec<Stat>, Status> {
+    let (wanted, pattern) = (path.to_owned(), pattern.to_owned());
+    let listed = blocking::run(move || {
+        let found = view.resolve(wanted.as_bytes(), true)?;
+        if !found.entry.as_ref().is_some_and(Entry::is_directory) {
+            return Ok(None);
         }
-        let ResolveImageConfigRequest { r#ref, platform, resolve_mode, .. } = request;
-        let (digest, config) = self.resolve_image(&r#ref, platform.as_ref(), &resolve_mode).await?;
-        Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref })
-    }
-
-    async fn source_metadata(
-        &self,
-        request: ResolveSourceMetaRequest,
-    ) -> Result<ResolveSourceMetaResponse, Status> {
-        let source = request
-            .source
-            .ok_or_else(|| Status::invalid_argument("source is required in the request"))?;
-        let mut response = ResolveSourceMetaResponse::default();
-        if let Some(name) = source.identifier.strip_prefix("docker-image://") {
-            let wants_config = request.image.as_ref().is_none_or(|image| !image.no_config);
-            let mode = request.resolve_mode.as_str();
-            let (digest, config) =
-                self.resolve_image(name, request.platform.as_ref(), mode).await?;
-            response.image = Some(ResolveSourceImageResponse {
-                digest: digest.to_string(),
-                config: if wants_config { config } else { Bytes::new() },
-                attestation_chain: None,
-            });
-        } else if !source.identifier.starts_with("local://") {
-            return Err(Status::unimplemented(format!("metadata of {}", source.identifier)));
-        }
-        response.source = Some(source);
-        Ok(response)
-    }
+        view.children(&found.path).map(Some)
+    });
+    let listed = listed.await.map_err(|error| Status::unknown(error.to_string()))?;
+    let missing = || Status::not_found(format!("open {path}: no such file or directory"));
+    let wanted = |name: &[u8]| {
+        pattern.is_empty() || slipway_engine::solver::glob_matches(pattern.as_bytes(), name)
+    };
+    let listed = listed.ok_or_else(missing)?.into_iter();
+    Ok(listed.filter(|(name, _)| wanted(name)).map(|(name, entry)| stat(&name, &entry)).collect())
 }
 
 fn single(id: String) -> BTreeMap<String, String> {
@@ -546,14 +578,20 @@ impl OutcomeImage {
     ) -> Result<Self, Status> {
         let key = config_key("containerimage.config", id);
         let config: ImageConfig = match metadata.get(&key) {
-            Some(bytes) => serde_json::from_slice(bytes).map_err(|error| {
-                Status::invalid_argument(format!("the image config in {key} is invalid: {error}"))
-            })?,
+            Some(bytes) => convert::config(&key, bytes)?,
             None => convert::default_config(&platform),
         };
         // What the base image's config says was made already has its time.
         let base_history =
             config.history.iter().take_while(|entry| entry.created.is_some()).count();
-        Ok(Self { platform, edge, config, base_history })
+        let epoch = metadata.get(&config_key("source.date.epoch", id)).map(|bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            text.parse().map_err(|_| {
+                Status::invalid_argument(format!(
+                    "invalid SOURCE_DATE_EPOCH from frontend: {text:?}"
+                ))
+            })
+        });
+        Ok(Self { platform, edge, config, base_history, epoch: epoch.transpose()? })
     }
 }

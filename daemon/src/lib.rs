@@ -2,24 +2,32 @@
 //!
 //! - [`control`] is the main interface, [`gateway`] what a frontend builds with;
 //! - [`session`] calls services of the client, through the stream that the client opened for it;
-//! - [`builds`] is the table of builds that run, [`record`] what each told of its progress;
+//! - [`builds`] is the table of builds that run, [`record`] what each told of its progress, [`history`] what there was;
+//! - [`collector`] looks after disk space; [`content`] and [`trace`] are services beside the main ones;
 //! - [`failure`] turns errors into the statuses that clients expect;
 //! - [`router`] serves gRPC services on a connection.
 
 pub mod builds;
 pub mod capability;
+pub mod collector;
+pub mod content;
 pub mod control;
 pub mod failure;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake_client;
 pub mod gateway;
 pub mod health;
+pub mod history;
 pub mod listen;
+mod memory;
 pub mod notify;
+pub mod policy;
 pub mod record;
-pub mod router;
 pub mod session;
+pub mod trace;
 pub mod worker;
+
+pub use slipway_transport::router;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,20 +35,30 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use slipway_engine::Engine;
+use slipway_engine::config::FrontendConfig;
+use slipway_engine::config::{GcConfig, HistoryConfig};
 use slipway_spec::wire::MESSAGE_BYTES;
+use slipway_spec::wire::content::content_server::ContentServer;
 use slipway_spec::wire::control::control_server::ControlServer;
 use slipway_spec::wire::gateway::llb_bridge_server::LlbBridgeServer;
 use slipway_spec::wire::health::health_server::HealthServer;
+use slipway_spec::wire::trace::trace_service_server::TraceServiceServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::builds::Builds;
+use crate::collector::Collector;
+use crate::content::ContentService;
 use crate::control::{Allowed, ControlService};
+use crate::gateway::frontends::FrontendImages;
 use crate::gateway::service::GatewayService;
 use crate::health::Alive;
+use crate::history::History;
 use crate::router::Router;
 use crate::session::SessionManager;
+use crate::session::file_sync::FileCache;
+use crate::trace::Traces;
 use crate::worker::WorkerInfo;
 
 /// How long builds may go on when the daemon is to stop.
@@ -51,10 +69,16 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 /// How a daemon serves.
 #[derive(Clone, Debug, Default)]
 pub struct DaemonOptions {
+    /// Which frontends builds may use.
+    pub frontends: FrontendConfig,
     /// Labels of the worker beside those that every worker has.
     pub labels: BTreeMap<String, String>,
     /// What builds may ask for.
     pub allowed: Allowed,
+    /// How long builds are remembered.
+    pub history: HistoryConfig,
+    /// When the cache is cleaned up.
+    pub gc: GcConfig,
 }
 
 /// Serves clients of one engine.
@@ -62,6 +86,8 @@ pub struct DaemonOptions {
 pub struct Daemon {
     router: Router,
     builds: Builds,
+    collector: Collector,
+    history: History,
 }
 
 impl Daemon {
@@ -70,12 +96,28 @@ impl Daemon {
     /// # Errors
     /// When the state folder cannot be written.
     pub fn new(engine: Engine, options: DaemonOptions) -> io::Result<Self> {
-        let worker = WorkerInfo::open(engine.store().root(), options.labels)?;
+        let store = engine.store().clone();
         let (sessions, builds) = (SessionManager::new(), Builds::default());
+        let files = FileCache::new(store.root().join("local"));
+        // Without the size of the disk there are no parts of it.
+        let rules = collector::disk(&store).map(|(bytes, _)| options.gc.rules(bytes));
+        let rules = rules.unwrap_or_default();
+        let collector = Collector::new(store.clone(), files, builds.clone(), rules);
+        let traces = Traces::default();
+        let folder = store.root().join("history");
+        let history = History::open(&folder, options.history, store.clone(), traces.clone())
+            .map_err(io::Error::other)?;
+        let worker = WorkerInfo::open(store.root(), options.labels)?.with_rules(collector.rules());
         let emulation = engine.executor().emulation().clone();
         let gateway = GatewayService::new(builds.clone(), worker.clone(), emulation);
+        let FrontendConfig { gateway: enabled, allowed_repositories, .. } = &options.frontends;
+        let frontends = FrontendImages::new(worker.clone())
+            .restricted(*enabled, allowed_repositories)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let allowed = options.allowed;
-        let control = ControlService::new(engine, sessions, builds.clone(), worker, allowed);
+        let (of_builds, look_after) = (builds.clone(), (collector.clone(), history.clone()));
+        let control = ControlService::new(engine, sessions, of_builds, worker, allowed, look_after)
+            .with_frontends(frontends);
         let router = Router::new()
             .with(
                 ControlServer::new(control)
@@ -87,8 +129,10 @@ impl Daemon {
                     .max_decoding_message_size(MESSAGE_BYTES)
                     .max_encoding_message_size(MESSAGE_BYTES),
             )
+            .with(ContentServer::new(ContentService::new(store, history.clone())))
+            .with(TraceServiceServer::new(traces).max_decoding_message_size(MESSAGE_BYTES))
             .with(HealthServer::new(Alive));
-        Ok(Self { router, builds })
+        Ok(Self { router, builds, collector, history })
     }
 
     /// Returns the services, for those who have connections of their own.
@@ -109,6 +153,8 @@ impl Daemon {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let stopping = CancellationToken::new();
+        let collecting = tokio::spawn(self.collector.clone().run());
+        let resting = tokio::spawn(memory::keep_small(self.builds.clone()));
         let mut tasks = JoinSet::new();
         let (mut connections, mut stop) = (std::pin::pin!(connections), std::pin::pin!(stop));
         let ended = loop {
@@ -137,6 +183,8 @@ impl Daemon {
             if tokio::time::timeout(PATIENCE, self.builds.idle()).await.is_err() {
                 tracing::info!("builds that still run are given up");
             }
+            // Who listens to it would stay otherwise.
+            self.history.stop().await;
             // Their clients have yet to hear of the result.
             tokio::time::sleep(IDLE_PATIENCE).await;
         };
@@ -145,6 +193,9 @@ impl Daemon {
             () = patience => {}
         }
         tasks.shutdown().await;
+        collecting.abort();
+        resting.abort();
+        self.history.stop().await;
         ended
     }
 }

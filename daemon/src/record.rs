@@ -100,6 +100,11 @@ impl Record {
         self.change(|inner| inner.items.push(Item::Warning(warning)));
     }
 
+    /// Shows how far a transfer of a step is.
+    pub fn transfer(&self, vertex: &Digest, id: &str, bytes: u64, done: bool) {
+        self.change(|inner| inner.status(vertex, id.into(), "transferring", (bytes, 0), done));
+    }
+
     /// Says that nothing more will come: what is still under way was given up.
     pub fn end(&self) {
         self.change(|inner| {
@@ -132,6 +137,12 @@ impl Record {
             let (response, next) = record.response(at);
             Some((response, (record, changed, next)))
         })
+    }
+
+    /// Returns what came after an item, as one message, and where the next begins; nothing when that was all so far.
+    pub(crate) fn message(&self, from: usize) -> Option<(StatusResponse, usize)> {
+        let (message, next) = self.response(from);
+        (next > from).then_some((message, next))
     }
 
     /// Returns what came after an item, as one message, and where the next begins.
@@ -175,6 +186,29 @@ impl Inner {
         }
         change(&mut vertex);
         self.put(digest.clone(), vertex);
+    }
+
+    fn status(
+        &mut self,
+        vertex: &Digest,
+        id: Arc<str>,
+        action: &str,
+        (current, total): (u64, u64),
+        done: bool,
+    ) {
+        let now = now();
+        let started = *self.parts.entry((vertex.clone(), id.clone())).or_insert(now);
+        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.items.push(Item::Status(VertexStatus {
+            id: id.to_string(),
+            vertex: vertex.to_string(),
+            name: action.to_owned(),
+            current: number(current),
+            total: number(total),
+            timestamp: Some(now),
+            started: Some(started),
+            completed: done.then_some(now),
+        }));
     }
 
     fn log(&mut self, vertex: Digest, stream: progress::Stream, data: &[u8]) {
@@ -231,19 +265,7 @@ impl ProgressSink for Record {
                 vertex.error = "context canceled".into();
             }),
             ProgressEvent::Status { vertex, id, current, total, done } => {
-                let now = now();
-                let started = *inner.parts.entry((vertex.clone(), id.clone())).or_insert(now);
-                let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-                inner.items.push(Item::Status(VertexStatus {
-                    id: id.to_string(),
-                    vertex: vertex.to_string(),
-                    name: String::new(),
-                    current: number(current),
-                    total: number(total),
-                    timestamp: Some(now),
-                    started: Some(started),
-                    completed: done.then_some(now),
-                }));
+                inner.status(&vertex, id, "", (current, total), done);
             }
             ProgressEvent::Log { vertex, stream, data } => inner.log(vertex, stream, &data),
             ProgressEvent::Warning { warning } => {

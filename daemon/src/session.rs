@@ -10,7 +10,6 @@
 //! ```
 
 pub mod auth;
-pub mod channel;
 pub mod content;
 pub mod error;
 pub mod file_send;
@@ -18,8 +17,9 @@ pub mod file_sync;
 mod health;
 pub mod secrets;
 pub mod ssh;
-pub mod tunnel;
 pub mod upload;
+
+pub use slipway_transport::{channel, tunnel};
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -322,7 +322,7 @@ fn none(subject: &str) -> SessionError {
 }
 
 /// Says that a service has no such thing, where that is not a failure.
-fn absent<T>(error: SessionError) -> Result<Option<T>, SessionError> {
+pub(crate) fn absent<T>(error: SessionError) -> Result<Option<T>, SessionError> {
     match error.kind() {
         SessionErrorKind::NotFound | SessionErrorKind::Unsupported => Ok(None),
         _ => Err(error),

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use slipway_engine::config::GcRule;
 use slipway_engine::solver::emulation::Emulation;
 use slipway_spec::llb::pb;
-use slipway_spec::wire::worker::{BuildkitVersion, WorkerRecord};
+use slipway_spec::wire::worker::{BuildkitVersion, GcPolicy, WorkerRecord};
 
 /// The prefix of labels.
 const LABEL: &str = "org.mobyproject.buildkit.worker.";
@@ -15,6 +16,7 @@ const LABEL: &str = "org.mobyproject.buildkit.worker.";
 pub struct WorkerInfo {
     id: String,
     labels: BTreeMap<String, String>,
+    policies: Vec<GcPolicy>,
 }
 
 /// Returns which interface this daemon speaks, and its own version.
@@ -55,7 +57,23 @@ impl WorkerInfo {
         .map(|(key, value)| (format!("{LABEL}{key}"), value.to_owned()))
         .collect();
         all.extend(labels);
-        Ok(Self { id, labels: all })
+        Ok(Self { id, labels: all, policies: vec![] })
+    }
+
+    /// Tells clients by which rules the cache is cleaned up.
+    #[must_use]
+    pub fn with_rules(mut self, rules: &[GcRule]) -> Self {
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let policy = |rule: &GcRule| GcPolicy {
+            all: rule.all,
+            keep_duration: i64::try_from(rule.keep_duration.as_nanos()).unwrap_or(i64::MAX),
+            filters: rule.filters.clone(),
+            reserved_space: bytes(rule.reserved_bytes),
+            max_used_space: bytes(rule.max_used_bytes),
+            min_free_space: bytes(rule.min_free_bytes),
+        };
+        self.policies = rules.iter().map(policy).collect();
+        self
     }
 
     /// Describes the worker, with the platforms that it can build for now.
@@ -66,7 +84,7 @@ impl WorkerInfo {
             id: self.id.clone(),
             labels: self.labels.clone(),
             platforms,
-            gc_policy: vec![],
+            gc_policy: self.policies.clone(),
             buildkit_version: Some(version()),
             cdi_devices: vec![],
         }

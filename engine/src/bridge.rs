@@ -6,17 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use slipway_frontend::{
-    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, Feature, ResolveMode,
-    ResolvedImage,
+    Bridge, BridgeError, BridgeErrorKind, BridgeRef, Diagnostic, Feature, FrontendImage,
+    FrontendResult, LayoutImage, ResolveMode, ResolvedImage, SourceMetadata as SourceAge,
 };
 use slipway_solver::graph::Edge;
+use slipway_solver::policy::Policy;
 use slipway_solver::source::image::{Lookup, is_missing};
+use slipway_solver::source::metadata::{MetadataRequest, SourceMetadata};
 use slipway_solver::{Cause, Job, SolveError};
-use slipway_spec::llb::Definition;
+use slipway_spec::llb::{Definition, pb};
 use slipway_spec::progress::{ProgressEvent, ProgressSink};
-use slipway_spec::{Digest, ImageReference, Platform};
+use slipway_spec::{ImageReference, Platform, ReferenceError};
 use slipway_store::registry::RegistryErrorKind;
 use tokio::sync::OnceCell;
+
+use crate::build::WeakBuild;
+use crate::frontends::{FrontendRunner, MAX_DEPTH, too_deep};
 
 /// Files that a frontend reads may have this many bytes.
 const MAX_FILE: u64 = 32 * 1024 * 1024;
@@ -28,33 +33,42 @@ pub(crate) struct JobBridge {
     edges: Mutex<Vec<Edge>>,
     images: Mutex<HashMap<(String, Platform), Question>>,
     inputs: BTreeMap<String, Definition>,
+    /// Runs frontends that are images, for the build that this is the bridge of.
+    frontends: Option<(Arc<dyn FrontendRunner>, WeakBuild)>,
+    /// How many frontends wait for this one.
+    depth: usize,
 }
-
-/// What was found out about an image, or why nothing was.
-type Answer = Result<ResolvedImage, (BridgeErrorKind, String)>;
 
 /// A question that whoever asks first has answered for all.
-type Question = Arc<OnceCell<Answer>>;
-
-/// Says that a question was given up, unless it was answered.
-struct Asked<'a> {
-    progress: &'a dyn ProgressSink,
-    vertex: Digest,
-    answered: bool,
-}
-
-impl Drop for Asked<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.progress.send(ProgressEvent::Canceled { vertex: self.vertex.clone() });
-        }
-    }
-}
+type Question = Arc<OnceCell<Result<SourceMetadata, SolveError>>>;
 
 impl JobBridge {
     pub(crate) fn new(job: Job, progress: Arc<dyn ProgressSink>) -> Self {
-        let inputs = BTreeMap::new();
-        Self { job, progress, edges: Mutex::default(), images: Mutex::default(), inputs }
+        Self {
+            job,
+            progress,
+            edges: Mutex::default(),
+            images: Mutex::default(),
+            inputs: BTreeMap::new(),
+            frontends: None,
+            depth: 0,
+        }
+    }
+
+    /// Lets frontends have others do their work.
+    pub(crate) fn with_frontends(
+        mut self,
+        runner: Option<Arc<dyn FrontendRunner>>,
+        build: WeakBuild,
+    ) -> Self {
+        self.frontends = runner.map(|runner| (runner, build));
+        self
+    }
+
+    /// Makes one for a frontend that another one has asked for.
+    pub(crate) fn nested(&self, inputs: BTreeMap<String, Definition>, depth: usize) -> Self {
+        let bridge = Self::new(self.job.clone(), self.progress.clone()).with_inputs(inputs);
+        Self { frontends: self.frontends.clone(), depth, ..bridge }
     }
 
     /// Gives the frontend graphs that stand for folders.
@@ -63,31 +77,51 @@ impl JobBridge {
         self
     }
 
-    async fn ask(&self, image: &ImageReference, platform: &Platform, lookup: Lookup) -> Answer {
-        let name: Arc<str> = format!("[internal] load metadata for {image}").into();
-        let vertex = Digest::of(format!("{name} {platform}").as_bytes());
-        self.progress.send(ProgressEvent::Started { vertex: vertex.clone(), name });
-        let mut asked =
-            Asked { progress: &*self.progress, vertex: vertex.clone(), answered: false };
-        let found = self.job.worker().images.resolve(image, platform, lookup).await;
-        asked.answered = true;
-        self.progress.send(match &found {
-            Ok(_) => ProgressEvent::Done { vertex },
-            Err(error) => ProgressEvent::Failed { vertex, error: error.to_string().into() },
-        });
-        match found {
-            Ok(found) => Ok(ResolvedImage { digest: found.target.digest, config: found.config }),
-            Err(error) => {
-                let error = to_bridge_error(error);
-                Err((error.kind, error.message))
-            }
+    /// Finds out about a source after policies decided about it, which may make another one of it. What an image is, is
+    /// found out once; different ones are asked for at once.
+    ///
+    /// # Errors
+    /// When a policy denies the source, or there is none.
+    pub(crate) async fn metadata(
+        &self,
+        request: &mut MetadataRequest,
+        policies: &[Policy],
+    ) -> Result<SourceMetadata, SolveError> {
+        let platform = request.platform.as_ref().map(pb::Platform::from);
+        self.job.admit_source(&mut request.source, platform.as_ref(), policies).await?;
+        if !request.source.identifier.starts_with("docker-image://") {
+            return self.job.metadata(request).await;
         }
+        let key = (
+            request.source.identifier.clone(),
+            request.platform.clone().unwrap_or_else(Platform::host),
+        );
+        let question = {
+            let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+            images.entry(key).or_default().clone()
+        };
+        question.get_or_init(|| self.job.metadata(request)).await.clone()
     }
+
+    fn edge(&self, from: &BridgeRef) -> Result<Edge, BridgeError> {
+        let edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        let edge = usize::try_from(from.0).ok().and_then(|at| edges.get(at).cloned());
+        edge.ok_or_else(|| BridgeError::new(BridgeErrorKind::NotFound, "no such result"))
+    }
+}
+
+/// Writes an image as a source.
+fn image_source(image: &ImageReference) -> pb::SourceOp {
+    pb::SourceOp { identifier: format!("docker-image://{image}"), ..pb::SourceOp::default() }
 }
 
 fn to_bridge_error(error: SolveError) -> BridgeError {
     let kind = match &*error.cause {
         _ if is_missing(&error) => BridgeErrorKind::NotFound,
+        // The client has no such folder.
+        Cause::Store(store) if store.kind() == slipway_store::ErrorKind::NotFound => {
+            BridgeErrorKind::NotFound
+        }
         Cause::Registry(registry)
             if matches!(
                 registry.kind(),
@@ -98,7 +132,7 @@ fn to_bridge_error(error: SolveError) -> BridgeError {
         }
         _ => BridgeErrorKind::Other,
     };
-    BridgeError::new(kind, error.to_string())
+    BridgeError::new(kind, error.to_string()).with_source(error)
 }
 
 #[async_trait]
@@ -109,39 +143,105 @@ impl Bridge for JobBridge {
         platform: &Platform,
         mode: ResolveMode,
     ) -> Result<ResolvedImage, BridgeError> {
-        let key = (image.to_string(), platform.clone());
-        // Stages that ask for the same image at once ask the registry once; different images are asked for at once.
-        let answer = self
-            .images
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(key)
-            .or_default()
-            .clone();
-        let lookup = match mode {
+        let mut request = MetadataRequest::new(image_source(image));
+        request.shown_as = format!("[internal] load metadata for {image}");
+        request.platform = Some(platform.clone());
+        request.lookup = match mode {
             ResolveMode::Default => Lookup::StoreFirst,
             ResolveMode::Pull => Lookup::Registry,
             ResolveMode::Local => Lookup::StoreOnly,
         };
-        let answer = answer.get_or_init(|| self.ask(image, platform, lookup)).await.clone();
-        answer.map_err(|(kind, message)| BridgeError::new(kind, message))
+        let asked = image_source(image).identifier;
+        let found = self.metadata(&mut request, &[]).await.map_err(to_bridge_error)?;
+        let identifier = request.source.identifier.as_str();
+        let reference = match identifier.strip_prefix("docker-image://") {
+            _ if identifier == asked => Ok(None),
+            Some(name) => name.parse().map(Some).map_err(|error: ReferenceError| error.to_string()),
+            None => Err(format!("ref mutated by policy to non-image: {asked} -> {identifier}")),
+        };
+        let reference =
+            reference.map_err(|message| BridgeError::new(BridgeErrorKind::Other, message))?;
+        let found = found.image.ok_or_else(|| {
+            BridgeError::new(BridgeErrorKind::Other, format!("{identifier} is no image"))
+        })?;
+        Ok(ResolvedImage { reference, digest: found.digest, config: found.config })
+    }
+
+    async fn resolve_layout(
+        &self,
+        image: &LayoutImage,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, BridgeError> {
+        let mut attrs = BTreeMap::from([("oci.store".to_owned(), image.store.clone())]);
+        attrs.extend(image.session.clone().map(|session| ("oci.session".to_owned(), session)));
+        let identifier = format!("oci-layout://{}", image.reference);
+        let mut request = MetadataRequest::new(pb::SourceOp { identifier, attrs });
+        request.shown_as = format!("[internal] load metadata for {}", image.reference);
+        request.platform = Some(platform.clone());
+        let found = self.metadata(&mut request, &[]).await.map_err(to_bridge_error)?;
+        let found = found.image.ok_or_else(|| {
+            let message = format!("{} is no image", request.source.identifier);
+            BridgeError::new(BridgeErrorKind::Other, message)
+        })?;
+        Ok(ResolvedImage { reference: None, digest: found.digest, config: found.config })
+    }
+
+    async fn resolve_source(
+        &self,
+        source: &pb::SourceOp,
+        shown_as: &str,
+    ) -> Result<SourceAge, BridgeError> {
+        let mut request = MetadataRequest::new(source.clone());
+        request.shown_as = shown_as.to_owned();
+        request.git_objects = true;
+        let found = self.metadata(&mut request, &[]).await.map_err(to_bridge_error)?;
+        Ok(SourceAge {
+            commit: found.git.and_then(|git| git.commit_object),
+            last_modified: found.http.and_then(|http| http.last_modified),
+        })
+    }
+
+    async fn youngest_file(
+        &self,
+        from: &BridgeRef,
+        archive: &str,
+    ) -> Result<Option<i64>, BridgeError> {
+        let edge = self.edge(from)?;
+        self.job.youngest_file(&edge, archive).await.map_err(to_bridge_error)
+    }
+
+    async fn read_start(
+        &self,
+        from: &BridgeRef,
+        path: &str,
+        length: usize,
+    ) -> Result<Option<Bytes>, BridgeError> {
+        let edge = self.edge(from)?;
+        self.job.read_start(&edge, path, length as u64).await.map_err(to_bridge_error)
     }
 
     async fn solve(&self, definition: Definition) -> Result<BridgeRef, BridgeError> {
-        let edge = self.job.load(&definition).map_err(to_bridge_error)?;
+        let edge = self.job.load(&definition).await.map_err(to_bridge_error)?;
         let mut edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
         edges.push(edge);
         Ok(BridgeRef(edges.len() as u64 - 1))
     }
 
     async fn read_file(&self, from: &BridgeRef, path: &str) -> Result<Option<Bytes>, BridgeError> {
-        let edge = {
-            let edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
-            usize::try_from(from.0).ok().and_then(|at| edges.get(at).cloned())
-        };
-        let edge =
-            edge.ok_or_else(|| BridgeError::new(BridgeErrorKind::NotFound, "no such result"))?;
+        let edge = self.edge(from)?;
         self.job.read_file(&edge, path, MAX_FILE).await.map_err(to_bridge_error)
+    }
+
+    async fn run_frontend(&self, image: FrontendImage) -> Result<FrontendResult, BridgeError> {
+        let build = self.frontends.as_ref().and_then(|(_, build)| build.upgrade());
+        let (Some((runner, _)), Some(build)) = (&self.frontends, build) else {
+            let what = format!("the frontend image {:?}", image.source);
+            return Err(BridgeError::unsupported(what));
+        };
+        if self.depth >= MAX_DEPTH {
+            return Err(too_deep());
+        }
+        runner.run(&build, image, self.depth + 1).await
     }
 
     fn supports(&self, feature: Feature) -> bool {

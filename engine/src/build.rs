@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -13,7 +13,9 @@ use slipway_frontend::{
     dockerfile,
 };
 use slipway_solver::graph::Edge;
+use slipway_solver::policy::Policy;
 use slipway_solver::source::image::Images;
+use slipway_solver::source::metadata::{MetadataRequest, SourceMetadata};
 use slipway_solver::{Job, LocalFiles, Services, SolveError, Worker};
 use slipway_spec::llb::Definition;
 use slipway_spec::progress::ProgressSink;
@@ -22,10 +24,13 @@ use slipway_store::blocking;
 use slipway_store::registry::{Credentials, Registry};
 use slipway_store::snapshot::Snapshot;
 use slipway_store::view::View;
+use tokio::sync::OnceCell;
 
 use crate::Engine;
 use crate::bridge::JobBridge;
+use crate::cache::{CacheEntry, CacheFolders};
 use crate::error::BuildError;
+use crate::frontends::FrontendRunner;
 
 /// Whom a build is for.
 #[derive(Clone, Debug)]
@@ -40,6 +45,10 @@ pub struct BuildClient {
     pub inputs: BTreeMap<String, Definition>,
     /// The time of what the build makes, in seconds since 1970, where it is not to be the present.
     pub epoch: Option<i64>,
+    /// Runs frontends that are images; `None` is what the engine has for that.
+    pub frontends: Option<Arc<dyn FrontendRunner>>,
+    /// The folders that caches are in.
+    pub caches: Arc<dyn CacheFolders>,
 }
 
 /// A build under way. Cheap to clone; what nobody waits for any more is not done.
@@ -52,6 +61,9 @@ struct Inner {
     bridge: JobBridge,
     progress: Arc<dyn ProgressSink>,
     epoch: Option<i64>,
+    caches: Arc<dyn CacheFolders>,
+    /// The caches that it looks into, or tried to.
+    imported: Mutex<BTreeMap<CacheEntry, Arc<OnceCell<()>>>>,
 }
 
 impl fmt::Debug for Build {
@@ -81,7 +93,23 @@ impl Engine {
         let worker = engine.worker.clone();
         let job = Job::with(worker, client.files, progress.clone(), time, client.services);
         let bridge = JobBridge::new(job.clone(), progress.clone()).with_inputs(client.inputs);
-        Ok(Build(Arc::new(Inner { engine, job, bridge, progress, epoch: client.epoch })))
+        let frontends = client.frontends.or_else(|| self.frontends.clone());
+        Ok(Build(Arc::new_cyclic(|build| {
+            let bridge = bridge.with_frontends(frontends, WeakBuild(build.clone()));
+            let (epoch, caches) = (client.epoch, client.caches);
+            let imported = Mutex::default();
+            Inner { engine, job, bridge, progress, epoch, caches, imported }
+        })))
+    }
+}
+
+/// A build that others keep.
+#[derive(Clone)]
+pub(crate) struct WeakBuild(Weak<Inner>);
+
+impl WeakBuild {
+    pub(crate) fn upgrade(&self) -> Option<Build> {
+        self.0.upgrade().map(Build)
     }
 }
 
@@ -95,15 +123,73 @@ impl Build {
         attrs: BTreeMap<String, String>,
     ) -> Result<FrontendResult, BuildError> {
         let request = FrontendRequest { attrs, build_platform: Platform::host() };
-        Ok(dockerfile::build(&request, &self.0.bridge).await?)
+        Ok(self.with_caches(dockerfile::build(&request, &self.0.bridge).await?).await)
+    }
+
+    /// As [`dockerfile`](Self::dockerfile), with other graphs in the place of folders than those of the whole build;
+    /// `depth` is how many frontends wait for it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn dockerfile_with(
+        &self,
+        attrs: BTreeMap<String, String>,
+        inputs: BTreeMap<String, Definition>,
+        depth: usize,
+    ) -> Result<FrontendResult, BuildError> {
+        let request = FrontendRequest { attrs, build_platform: Platform::host() };
+        let found = dockerfile::build(&request, &self.0.bridge.nested(inputs, depth)).await?;
+        Ok(self.with_caches(found).await)
+    }
+
+    /// Returns what answers a frontend's questions.
+    pub(crate) fn bridge(&self) -> &JobBridge {
+        &self.0.bridge
+    }
+
+    /// Looks into the caches that a frontend was told of.
+    async fn with_caches(&self, found: FrontendResult) -> FrontendResult {
+        // What is answered instead of a build needs none.
+        if !found.images.is_empty() {
+            self.import_caches(found.cache_imports.iter().cloned().map(CacheEntry::from)).await;
+        }
+        found
+    }
+
+    /// Returns the cell that says whether a cache was read.
+    pub(crate) fn imported(&self, cache: &CacheEntry) -> Arc<OnceCell<()>> {
+        let mut imported = self.0.imported.lock().unwrap_or_else(PoisonError::into_inner);
+        imported.entry(cache.clone()).or_default().clone()
+    }
+
+    /// Returns the folders of the client that caches are in.
+    pub(crate) fn cache_folders(&self) -> &Arc<dyn CacheFolders> {
+        &self.0.caches
+    }
+
+    /// Returns what solves.
+    pub(crate) fn job(&self) -> &Job {
+        &self.0.job
     }
 
     /// Loads a graph without solving it.
     ///
     /// # Errors
     /// When it is not well formed, or asks for what is not allowed.
-    pub fn load(&self, definition: &Definition) -> Result<Edge, SolveError> {
-        self.0.job.load(definition)
+    pub async fn load(&self, definition: &Definition) -> Result<Edge, SolveError> {
+        self.0.job.load(definition).await
+    }
+
+    /// As [`load`](Self::load), under further policies about sources.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn load_under(
+        &self,
+        definition: &Definition,
+        policies: &[Policy],
+    ) -> Result<Edge, SolveError> {
+        self.0.job.load_under(definition, policies).await
     }
 
     /// Returns the file system that an edge stands for.
@@ -112,6 +198,14 @@ impl Build {
     /// The first failure of a step it needs.
     pub async fn solve(&self, edge: &Edge) -> Result<Snapshot, SolveError> {
         self.0.job.solve(edge).await
+    }
+
+    /// Returns the file system that an edge stands for, with all of its layers here.
+    ///
+    /// # Errors
+    /// The first failure of a step it needs.
+    pub async fn obtain(&self, edge: &Edge) -> Result<Snapshot, SolveError> {
+        self.0.job.obtain(edge).await
     }
 
     /// Reads a small file of a result; `None` when there is none.
@@ -132,8 +226,7 @@ impl Build {
     /// # Errors
     /// When the result cannot be had.
     pub async fn view(&self, edge: &Edge) -> Result<View, SolveError> {
-        let snapshot = self.solve(edge).await?;
-        self.0.job.provide(&snapshot).await?;
+        let snapshot = self.obtain(edge).await?;
         let store = self.0.engine.store().clone();
         Ok(blocking::run(move || store.view(&snapshot.layers)).await?)
     }
@@ -149,6 +242,18 @@ impl Build {
         mode: ResolveMode,
     ) -> Result<ResolvedImage, BridgeError> {
         self.0.bridge.resolve_image(image, platform, mode).await
+    }
+
+    /// Finds out about a source after policies decided about it; they may make another one of it.
+    ///
+    /// # Errors
+    /// When a policy denies the source, or there is none.
+    pub async fn source_metadata(
+        &self,
+        request: &mut MetadataRequest,
+        policies: &[Policy],
+    ) -> Result<SourceMetadata, SolveError> {
+        self.0.bridge.metadata(request, policies).await
     }
 
     /// Returns what the build tells its caller with.

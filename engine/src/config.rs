@@ -33,6 +33,7 @@ use self::document::{Document, Section};
 pub use self::error::{ConfigError, ConfigErrorKind, ConfigWarning, Position};
 pub use self::registry::{KeyPair, RegistryConfig};
 pub use self::size::{DiskSpace, DiskSpaceError};
+pub use self::time::parse_duration;
 pub use self::worker::{ContainerdConfig, GcConfig, GcPolicy, GcRule, NetworkMode, WorkerConfig};
 
 /// What a daemon is configured with.

@@ -1,15 +1,23 @@
-//! Runs a command in an image, on a file system that is thrown away afterwards.
+//! Runs a command in an image, on a file system that is thrown away afterwards; or several, in a container that somebody
+//! has put together from results of a build.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use slipway_solver::executor::{ExecError, ExecSpec, Executor as _, Network, Stdio};
+use slipway_solver::executor::{
+    ExecError, ExecSpec, Executor as _, Network, Process, ProcessHandle, Stdio,
+};
+use slipway_solver::graph::Edge;
 use slipway_solver::source::image::Lookup;
-use slipway_solver::{Job, LocalFolders, SolveError};
+use slipway_solver::{
+    Base, Container, ContainerProcess, ContainerRequest, Job, LocalFolders, SolveError,
+};
 use slipway_spec::progress::ProgressSink;
 use slipway_spec::{ImageReference, Platform};
+use slipway_store::result::ResultKey;
 use slipway_store::{Error, blocking};
 
-use crate::Engine;
+use crate::{Build, Engine};
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -112,6 +120,43 @@ impl Engine {
         let exit = self.executor.run(spec, stdio).await?;
         blocking::run(move || scratch.discard()).await?;
         Ok(exit.code)
+    }
+}
+
+impl Build {
+    /// Has a result ready to start processes on, and what identifies it.
+    ///
+    /// # Errors
+    /// When a step that it needs fails.
+    pub async fn base(&self, edge: &Edge) -> Result<(Base, ResultKey), SolveError> {
+        self.job().base(edge).await
+    }
+
+    /// Prepares a container.
+    ///
+    /// # Errors
+    /// When a mount makes no sense, or the client lacks what it needs.
+    pub async fn container(&self, request: ContainerRequest) -> Result<Container, SolveError> {
+        self.job().container(request).await
+    }
+
+    /// Starts a process in a container: among those of `first` if there is one, or else as the first one.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_in_container(
+        &self,
+        container: &Container,
+        first: Option<&ProcessHandle>,
+        process: &ContainerProcess,
+        files: [OwnedFd; 3],
+    ) -> Result<Process, RunError> {
+        let spec = container.spec(process).await?;
+        let executor = self.engine().executor();
+        Ok(match first {
+            Some(first) => executor.join(first, spec, files).await?,
+            None => executor.start(spec, files).await?,
+        })
     }
 }
 

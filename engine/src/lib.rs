@@ -17,9 +17,11 @@
 
 mod bridge;
 pub mod build;
+pub mod cache;
 pub mod config;
 pub mod container;
 pub mod error;
+pub mod frontends;
 pub mod inventory;
 pub mod pipeline;
 pub mod request;
@@ -29,9 +31,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use slipway_solver::Worker;
 use slipway_solver::executor::{SandboxExecutor, SandboxOptions, prepare_stub};
 use slipway_solver::source::image::Images;
+use slipway_solver::{Shared, Worker};
 use slipway_spec::ImageReference;
 use slipway_store::registry::{
     Anonymous, Credentials, HostOptions, Registry, RegistryError, RegistryOptions,
@@ -41,8 +43,9 @@ use tokio::sync::Semaphore;
 
 pub use build::{Build, BuildClient};
 pub use error::{BuildError, EngineError};
+pub use frontends::FrontendRunner;
 pub use pipeline::source_date_epoch;
-pub use request::{BuildRequest, BuildResult, Export};
+pub use request::{BuildRequest, BuildResult, Export, look_ahead};
 pub use slipway_exporter as exporter;
 pub use slipway_frontend as frontend;
 pub use slipway_solver as solver;
@@ -85,6 +88,7 @@ pub struct Engine {
     registry: Registry,
     settings: RegistryOptions,
     credentials: Arc<dyn Credentials>,
+    frontends: Option<Arc<dyn FrontendRunner>>,
 }
 
 impl Engine {
@@ -110,8 +114,17 @@ impl Engine {
             store,
             executor: executor.clone(),
             parallel: Arc::new(Semaphore::new(cores * STEPS_PER_CORE)),
+            shared: Shared::default(),
         };
-        Ok(Self { worker, executor, registry, settings, credentials: options.credentials })
+        let credentials = options.credentials;
+        Ok(Self { worker, executor, registry, settings, credentials, frontends: None })
+    }
+
+    /// Lets builds use frontends that are images.
+    #[must_use]
+    pub fn with_frontends(mut self, runner: Arc<dyn FrontendRunner>) -> Self {
+        self.frontends = Some(runner);
+        self
     }
 
     /// Returns the store.

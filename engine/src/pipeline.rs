@@ -7,8 +7,9 @@ use futures::future::try_join_all;
 use slipway_exporter::{Assembled, ImageOptions, PlatformResult, assemble, files};
 use slipway_frontend::FrontendResult;
 use slipway_solver::LocalFolders;
-use slipway_spec::Platform;
+use slipway_solver::graph::Edge;
 use slipway_spec::progress::ProgressSink;
+use slipway_spec::{Descriptor, Platform};
 use slipway_store::blocking;
 use slipway_store::layout::ArchiveImage;
 use slipway_store::snapshot::Snapshot;
@@ -16,8 +17,9 @@ use slipway_store::transfer::{self, Outcome};
 
 use crate::Engine;
 use crate::build::{Build, BuildClient};
+use crate::cache::{CachePlace, LocalCaches};
 use crate::error::BuildError;
-use crate::request::{BuildRequest, BuildResult, Export};
+use crate::request::{BuildRequest, BuildResult, Export, memory};
 use crate::task::Task;
 
 impl Engine {
@@ -30,27 +32,40 @@ impl Engine {
         request: BuildRequest,
         progress: Arc<dyn ProgressSink>,
     ) -> Result<BuildResult, BuildError> {
-        let memory = self.store().root().join("digests");
-        let files = LocalFolders::new(request.folders, Some(memory)).with_files(request.files);
+        let memory = memory(self.store().root());
+        let files = LocalFolders::new(request.folders, Some(memory))
+            .with_files(request.files)
+            .with_ahead(request.ahead);
         let client = BuildClient {
             files: Arc::new(files),
             services: request.services,
             credentials: None,
             inputs: BTreeMap::new(),
-            epoch: source_date_epoch(request.attrs.get("build-arg:SOURCE_DATE_EPOCH"))?,
+            // Where it is no number, the frontend finds out what is meant.
+            epoch: request.attrs.get("build-arg:SOURCE_DATE_EPOCH").and_then(|t| t.parse().ok()),
+            frontends: None,
+            caches: Arc::new(LocalCaches),
         };
         let build = self.begin(client, progress)?;
         let graphs = build.dockerfile(request.attrs).await?;
-        if !graphs.metadata.is_empty() {
+        if graphs.images.is_empty() && !graphs.metadata.is_empty() {
             return Ok(BuildResult { answer: graphs.metadata, ..BuildResult::default() });
         }
-        let results = solve(&build, &graphs).await?;
+        let used = !request.exports.is_empty();
+        let (mut results, edges) = solve(&build, &graphs, used).await?;
+        if request.cache_exports.iter().any(|export| export.place == CachePlace::Inline) {
+            build.add_inline_caches(&mut results, &edges).await?;
+        }
 
         // Folders reach the disk while outputs are made of them.
         let outputs = async {
             let mut result = BuildResult::default();
             for export in request.exports {
                 build.export(&results, graphs.multi_platform, export, &mut result).await?;
+            }
+            let edges: Vec<Edge> = edges.into_iter().flatten().collect();
+            for export in &request.cache_exports {
+                result.cache = build.export_cache(&edges, export).await?.or(result.cache);
             }
             Ok::<_, BuildError>(result)
         };
@@ -100,7 +115,11 @@ impl Build {
                 let written = async {
                     let index = multi_platform && !docker;
                     let assembled = assemble(store, results, index, &options, epoch).await?;
-                    vertex.status(&format!("exporting manifest {}", assembled.target.digest));
+                    vertex.status(&format!(
+                        "exporting {} {}",
+                        kind(&assembled.target),
+                        assembled.target.digest
+                    ));
                     let names = options.names.iter().map(ToString::to_string).collect();
                     let image = ArchiveImage { names, target: assembled.target.clone() };
                     files::archive(store, vec![image], &Platform::host(), sink).await?;
@@ -135,9 +154,11 @@ impl Build {
         let store = self.engine().store();
         let assembled = assemble(store, results, multi_platform, options, self.epoch()).await?;
         vertex.status("exporting layers");
-        let kind =
-            if assembled.target.media_type.is_index() { "manifest list" } else { "manifest" };
-        vertex.status(&format!("exporting {kind} {}", assembled.target.digest));
+        vertex.status(&format!(
+            "exporting {} {}",
+            kind(&assembled.target),
+            assembled.target.digest
+        ));
         if let Some(config) = &assembled.config {
             vertex.status(&format!("exporting config {}", config.digest));
         }
@@ -167,7 +188,7 @@ impl Build {
             } else {
                 name.clone()
             };
-            let report = |descriptor: &slipway_spec::Descriptor, current: u64, outcome: Outcome| {
+            let report = |descriptor: &Descriptor, current: u64, outcome: Outcome| {
                 vertex.moved(
                     &descriptor.digest.to_string(),
                     current,
@@ -187,24 +208,42 @@ impl Build {
     }
 }
 
-/// Solves all platforms at once; what they share is solved once.
-async fn solve(build: &Build, graphs: &FrontendResult) -> Result<Vec<PlatformResult>, BuildError> {
+/// Solves all platforms at once; what they share is solved once. What something is to be made of is fetched where a cache
+/// has it elsewhere. Returns also what each result came out of.
+async fn solve(
+    build: &Build,
+    graphs: &FrontendResult,
+    used: bool,
+) -> Result<(Vec<PlatformResult>, Vec<Option<Edge>>), BuildError> {
     let one = |image: &slipway_frontend::PlatformImage| {
         let image = image.clone();
         async move {
-            let snapshot = match &image.definition {
-                Some(definition) => build.solve(&build.load(definition)?).await?,
+            let edge = match &image.definition {
+                Some(definition) => Some(build.load(definition).await?),
+                None => None,
+            };
+            let snapshot = match &edge {
+                Some(edge) if used => build.obtain(edge).await?,
+                Some(edge) => build.solve(edge).await?,
                 None => Snapshot::default(),
             };
-            Ok::<_, BuildError>(PlatformResult {
+            let result = PlatformResult {
                 platform: image.platform,
                 snapshot,
                 config: image.config,
                 base_history: image.base_history_len,
-            })
+                epoch: image.epoch,
+                inline_cache: None,
+            };
+            Ok::<_, BuildError>((result, edge))
         }
     };
-    try_join_all(graphs.images.iter().map(one)).await
+    Ok(try_join_all(graphs.images.iter().map(one)).await?.into_iter().unzip())
+}
+
+/// What clients call a document.
+fn kind(target: &Descriptor) -> &'static str {
+    if target.media_type.is_index() { "manifest list" } else { "manifest" }
 }
 
 fn note(result: &mut BuildResult, assembled: &Assembled, options: &ImageOptions) {

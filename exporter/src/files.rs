@@ -5,7 +5,9 @@ use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use slipway_spec::{Digest, Platform};
-use slipway_store::layer::{CopyOptions, LayerError, TarWriter, copy_tree, write_tree};
+use slipway_store::layer::{
+    CopyOptions, Entry, EntryKind, LayerError, TarWriter, copy_tree, write_tree_below,
+};
 use slipway_store::layout::ArchiveImage;
 use slipway_store::{ErrorKind, Store, blocking};
 
@@ -64,17 +66,20 @@ pub async fn tar(
 ) -> Result<()> {
     let (store, results) = (store.clone(), results.to_vec());
     in_background(move || {
-        if split {
-            return Err(ExportError::Invalid(
-                "type=tar with several platforms is not supported yet; use type=local, or one platform".into(),
-            ));
-        }
         let destination = sink.destination();
         let failed = |source| ExportError::Output { destination: destination.clone(), source };
-        let mut tar = TarWriter::new(BufWriter::with_capacity(BUFFER, sink.open().map_err(failed)?));
+        let mut tar =
+            TarWriter::new(BufWriter::with_capacity(BUFFER, sink.open().map_err(failed)?));
         for result in results {
+            let mut folder = vec![];
+            if split {
+                folder = result.platform.folder_name().into_bytes();
+                let entry = Entry::new(folder.as_slice(), EntryKind::Directory, 0o755);
+                tar.append(&entry, &mut std::io::empty()).map_err(failed)?;
+            }
             let stack = store.stack(&result.snapshot.layers)?;
-            write_tree(&stack, &mut tar).map_err(|error| layer_error(&destination, error))?;
+            write_tree_below(&stack, &folder, &mut tar)
+                .map_err(|error| layer_error(&destination, error))?;
         }
         tar.finish().and_then(|mut buffer| buffer.flush()).map_err(failed)?;
         sink.finish().map_err(failed)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use slipway_spec::manifest::to_bytes;
 use slipway_spec::{
     Descriptor, History, ImageConfig, Index, Manifest, MediaType, Platform, timestamp,
@@ -24,6 +25,10 @@ pub struct PlatformResult {
     pub config: ImageConfig,
     /// How many history entries come from the base image.
     pub base_history: usize,
+    /// What the image is to say of the steps that its layers came out of, as BuildKit has it; in base64.
+    pub inline_cache: Option<String>,
+    /// The time of this build's entries, in seconds since 1970, where the caller of [`assemble`] sets none.
+    pub epoch: Option<i64>,
 }
 
 /// An image in the store.
@@ -56,6 +61,7 @@ pub async fn assemble(
         let layers = pack(store, &result.snapshot, options).await?;
         let (store, result, options) = (store.clone(), result.clone(), options.clone());
         let platform = result.platform.clone();
+        let epoch = epoch.or(result.epoch);
         let (entry, config_descriptor) =
             blocking::run(move || write_manifest(&store, &result, layers, &options, epoch)).await?;
         entries.push(Descriptor { platform: Some(platform), ..entry });
@@ -124,7 +130,9 @@ fn write_manifest(
     } else {
         (MediaType::OCI_CONFIG, MediaType::OCI_MANIFEST)
     };
-    let bytes = serde_json::to_vec(&config).expect("configs have string keys only");
+    let cache = result.inline_cache.as_deref();
+    let bytes = serde_json::to_vec(&WithCache { config: &config, cache })
+        .expect("configs have string keys only");
     let config_descriptor = store.put(config_type, &bytes)?;
     let manifest = Manifest {
         schema_version: 2,
@@ -137,6 +145,15 @@ fn write_manifest(
     };
     let descriptor = store.put(manifest_type, &to_bytes(&manifest))?;
     Ok((descriptor, config_descriptor))
+}
+
+/// A config with what it says of the steps that its layers came out of.
+#[derive(Serialize)]
+struct WithCache<'a> {
+    #[serde(flatten)]
+    config: &'a ImageConfig,
+    #[serde(rename = "moby.buildkit.cache.v0", skip_serializing_if = "Option::is_none")]
+    cache: Option<&'a str>,
 }
 
 /// Gives every layer a history entry and every entry of this build a time. An entry without a layer has the time of the

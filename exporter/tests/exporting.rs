@@ -52,7 +52,14 @@ impl Room {
             ..ImageConfig::default()
         };
         let snapshot = Snapshot { layers: files.iter().map(layer).collect() };
-        PlatformResult { platform, snapshot, config, base_history: 0 }
+        PlatformResult {
+            platform,
+            snapshot,
+            config,
+            base_history: 0,
+            inline_cache: None,
+            epoch: None,
+        }
     }
 
     fn manifest(&self, target: &slipway_spec::Descriptor) -> Manifest {
@@ -289,6 +296,21 @@ async fn tars_hold_the_files_and_appear_only_when_whole() {
     }
     assert_eq!(found["a"], (0o640, "one".into()));
     assert_eq!(found["b"], (0o640, "two".into()));
+
+    let both = [results[0].clone(), room.result("linux/arm/v7", &[("a", "three")])];
+    let sink = Box::new(Memory { finished: finished.clone(), ..Memory::default() });
+    files::tar(&room.store, &both, true, sink).await.unwrap();
+    let bytes = finished.lock().unwrap().take().unwrap();
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    let names: Vec<String> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .collect();
+    assert_eq!(
+        names,
+        ["linux_amd64/", "linux_amd64/a", "linux_amd64/b", "linux_arm_v7/", "linux_arm_v7/a"]
+    );
     let sink = Box::new(Memory { finished: finished.clone(), broken: true, ..Memory::default() });
     let error = files::tar(&room.store, &results, false, sink).await.unwrap_err();
     assert!(error.to_string().contains("memory"), "{error}");

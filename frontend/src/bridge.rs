@@ -112,6 +112,8 @@ pub enum ResolveMode {
 /// What an image name points at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedImage {
+    /// What the image is called instead, where a policy says so.
+    pub reference: Option<ImageReference>,
     /// The digest of the index or manifest.
     pub digest: Digest,
     /// The bytes of the image config for the platform.

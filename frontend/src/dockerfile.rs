@@ -11,6 +11,8 @@ mod expand;
 mod files;
 mod flags;
 mod forward;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod git;
 mod go_format;
 mod heredoc;
@@ -21,8 +23,10 @@ mod mount;
 mod outline;
 mod parse;
 mod problem;
+mod remote;
 mod resolve;
 mod settings;
+mod source;
 mod stage;
 mod subrequest;
 mod suggest;
@@ -34,6 +38,9 @@ use futures::future::try_join_all;
 use slipway_spec::Platform;
 use slipway_spec::llb::{SourceFile, State, marshal};
 
+pub use archive::is_archive;
+pub use remote::{RemoteContext, remote_context};
+pub use source::{FrontendSource, frontend_source};
 pub use subrequest::{
     BuildProblem, LintResults, LintWarning, Location, Position, Range, SourceText,
 };

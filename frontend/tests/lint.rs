@@ -51,6 +51,7 @@ impl Bridge for Memory {
             "config": {"Env": ["PATH=/bin", "FROM_BASE=1"]},
         });
         Ok(ResolvedImage {
+            reference: None,
             digest: Digest::of(image.path().as_bytes()),
             config: config.to_string().into(),
         })

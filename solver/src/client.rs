@@ -1,6 +1,7 @@
 //! What a build may ask of whoever asked for it.
 
 pub mod content;
+pub mod policy;
 pub mod secret;
 pub mod services;
 pub mod ssh;
@@ -18,12 +19,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use slipway_spec::Digest;
 use slipway_spec::pattern::{MatchInfo, PatternMatcher};
-use slipway_store::tree::scan::{Filter, Ownership, Scan, ScanOptions, Verdict, scan_or_recall};
+use slipway_store::tree::scan::{Ahead, Filter, Ownership, Scan, ScanOptions, Verdict, scan_ahead};
 use slipway_store::tree::{Tree, clean, join, split};
 use slipway_store::{Error, ErrorKind, blocking};
 
 pub use content::{ByteStream, LayoutFolders, LayoutStore, Uploads};
+pub use policy::{PolicyAnswer, PolicyQuestion, PolicyVerifier, SourcePolicies};
 pub use secret::{SecretBytes, SecretProvider};
 pub use services::{Entitlements, Services};
 pub use ssh::{AgentStream, SshAgents};
@@ -55,6 +58,13 @@ pub trait LocalFiles: Debug + Send + Sync {
 
     /// Reads one file; `None` when there is none.
     async fn read(&self, name: &str, path: &str) -> Result<Option<Bytes>, Error>;
+
+    /// Returns the same folders as a step of the build sees them: the step is where transfers are shown, and `session` is
+    /// the client it wants to read from first. `None` where neither makes a difference.
+    fn for_step(&self, vertex: &Digest, session: Option<&str>) -> Option<Arc<dyn LocalFiles>> {
+        let _ = (vertex, session);
+        None
+    }
 }
 
 /// Folders of this machine, by name.
@@ -63,6 +73,7 @@ pub struct LocalFolders {
     folders: BTreeMap<String, PathBuf>,
     memory: Option<PathBuf>,
     files: BTreeMap<String, BTreeMap<String, Bytes>>,
+    ahead: Option<Arc<Ahead>>,
 }
 
 /// No Dockerfile or ignore file is larger than this, in bytes.
@@ -71,7 +82,7 @@ const MAX_READ: u64 = 32 * 1024 * 1024;
 impl LocalFolders {
     /// Offers folders; `memory` is where digests are remembered between builds.
     pub fn new(folders: BTreeMap<String, PathBuf>, memory: Option<PathBuf>) -> Self {
-        Self { folders, memory, files: BTreeMap::new() }
+        Self { folders, memory, files: BTreeMap::new(), ahead: None }
     }
 
     /// Offers files that are only in memory, by the name of their folder and their path in it. Such a folder need not
@@ -79,6 +90,13 @@ impl LocalFolders {
     #[must_use]
     pub fn with_files(mut self, files: BTreeMap<String, BTreeMap<String, Bytes>>) -> Self {
         self.files = files;
+        self
+    }
+
+    /// Offers a comparison of one of the folders that has begun already.
+    #[must_use]
+    pub fn with_ahead(mut self, ahead: Option<Ahead>) -> Self {
+        self.ahead = ahead.map(Arc::new);
         self
     }
 
@@ -97,12 +115,18 @@ impl LocalFiles for LocalFolders {
     }
 
     async fn scan(&self, request: &LocalRequest) -> Result<Scan, Error> {
+        let in_memory = self.files.get(&request.name);
+        if in_memory.is_some_and(BTreeMap::is_empty) && !self.folders.contains_key(&request.name) {
+            // A folder without files.
+            return Scan::of(Tree::default());
+        }
         let folder = self.folder(&request.name)?.to_path_buf();
         let (request, memory) = (request.clone(), self.memory.clone());
+        let ahead = self.ahead.clone();
         blocking::run(move || {
             let mut filter = Selection::new(&folder, &request)?;
             let options = ScanOptions { ownership: Ownership::Root, memory: memory.as_deref() };
-            scan_or_recall(&folder, &mut filter, &options)
+            scan_ahead(&folder, &mut filter, &options, ahead.as_deref())
         })
         .await
     }
@@ -150,13 +174,15 @@ impl LocalFiles for LocalFolders {
 }
 
 /// Decides path by path what a request takes.
-struct Selection {
+#[derive(Debug)]
+pub struct Selection {
     identity: [u8; 32],
     followed: Option<BTreeSet<Vec<u8>>>,
     include: Option<Patterns>,
     exclude: Option<Patterns>,
 }
 
+#[derive(Debug)]
 struct Patterns {
     matcher: PatternMatcher,
     // What matching found for the directories on the way to the current path.
@@ -190,7 +216,11 @@ impl Patterns {
 }
 
 impl Selection {
-    fn new(folder: &Path, request: &LocalRequest) -> Result<Self, Error> {
+    /// Prepares a request; links that it follows are those of `folder`.
+    ///
+    /// # Errors
+    /// When a pattern is malformed or the folder cannot be read.
+    pub fn new(folder: &Path, request: &LocalRequest) -> Result<Self, Error> {
         let followed =
             request.follow_paths.as_ref().map(|paths| follow(folder, paths)).transpose()?;
         let mut hash = Sha256::new();
@@ -225,11 +255,14 @@ impl Filter for Selection {
         if let Some(followed) = &self.followed {
             verdict = wanted(followed, path);
         }
-        if verdict == Verdict::Take
-            && let Some(include) = &mut self.include
-            && !include.matches(path, directory)
-        {
-            verdict = Verdict::Look;
+        // As upstream does, what is followed is one more thing to include.
+        if let Some(include) = &mut self.include {
+            let included = include.matches(path, directory);
+            verdict = match (verdict, &self.followed) {
+                (_, _) if included => Verdict::Take,
+                (Verdict::Take, Some(_)) => Verdict::Take,
+                _ => Verdict::Look,
+            };
         }
         if verdict != Verdict::Skip
             && let Some(exclude) = &mut self.exclude
@@ -340,7 +373,7 @@ mod tests {
     fn select(folder: &Path, request: LocalRequest) -> Vec<String> {
         let mut filter = Selection::new(folder, &request).unwrap();
         let options = ScanOptions { ownership: Ownership::Root, memory: None };
-        paths(&scan_or_recall(folder, &mut filter, &options).unwrap().tree().unwrap())
+        paths(&scan_ahead(folder, &mut filter, &options, None).unwrap().tree().unwrap())
     }
 
     #[test]

@@ -7,6 +7,7 @@ use slipway_spec::llb::{DefinitionError, pb};
 use slipway_store::registry::RegistryError;
 
 use crate::executor::ExecError;
+use crate::operation::exec::left::Left;
 
 /// A failed step. Cheap to clone: everyone who waited for the step gets the same error.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,6 +44,8 @@ pub enum Cause {
         code: i32,
         /// What may help, or nothing.
         hint: String,
+        /// What it left behind, where somebody may want to look into it.
+        left: Option<Arc<Left>>,
     },
     /// A process could not be started.
     #[error("cannot run {command:?}: {error}")]
@@ -51,10 +54,28 @@ pub enum Cause {
         command: String,
         /// Why.
         error: ExecError,
+        /// What it was to run on, where somebody may want to look into it.
+        left: Option<Arc<Left>>,
     },
     /// A path that a step reads is not there.
     #[error("{0}")]
     Missing(String),
+    /// What a step copies is not there.
+    #[error("{what}")]
+    MissingSource {
+        /// The step that it is looked for in.
+        vertex: Digest,
+        /// What is not there.
+        what: String,
+    },
+    /// A policy denies a source.
+    #[error("{message}")]
+    Denied {
+        /// Which source, and what was tried.
+        message: String,
+        /// Why, as the policy says it.
+        reasons: Vec<String>,
+    },
     /// The definition asks for something impossible.
     #[error("{0}")]
     Invalid(String),
@@ -83,6 +104,16 @@ impl SolveError {
     #[must_use]
     pub(crate) fn at(mut self, vertex: impl FnOnce() -> FailedVertex) -> Self {
         self.vertex.get_or_insert_with(vertex);
+        self
+    }
+
+    /// Gives the step that is to blame a place in what the user wrote, unless it has one.
+    #[must_use]
+    pub(crate) fn or_place(mut self, user: impl FnOnce() -> FailedVertex) -> Self {
+        if let Some(failed) = self.vertex.as_mut().filter(|failed| failed.source.is_none()) {
+            let FailedVertex { ranges, source, .. } = user();
+            (failed.ranges, failed.source) = (ranges, source);
+        }
         self
     }
 }

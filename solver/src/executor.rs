@@ -17,6 +17,7 @@ mod protocol;
 mod root;
 mod sandbox;
 mod seccomp;
+mod stdio;
 mod step;
 mod sys;
 mod user;
@@ -34,7 +35,8 @@ pub use self::confidential::Confidential;
 pub use self::helper::{helper_main, is_helper};
 use self::limits::Limits;
 pub use self::mountpoint::{MountStub, prepare_stub, remove_stubs};
-pub use self::sandbox::{HelperCommand, SandboxExecutor, SandboxOptions};
+pub use self::sandbox::{HelperCommand, Process, ProcessHandle, SandboxExecutor, SandboxOptions};
+pub use self::stdio::{Opened, StreamReader, StreamWriter, Terminal, pipes, terminal};
 
 /// The host name that a step sees when its definition names none.
 pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";

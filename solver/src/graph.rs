@@ -1,5 +1,7 @@
 //! A definition loaded as a graph of vertices.
 
+mod name;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,9 +12,11 @@ use slipway_store::result::ResultKey;
 use slipway_store::snapshot::Snapshot;
 use tokio::sync::OnceCell;
 
+use self::name::describe;
 use crate::capability;
 use crate::client::Entitlements;
 use crate::error::{Cause, FailedVertex, Result, SolveError};
+use crate::job::VertexCache;
 use crate::source::Found;
 use crate::source::layout::LayoutImage;
 
@@ -54,6 +58,8 @@ pub struct Vertex {
     /// Whether the result is not what the key says, because something ran again and gave something else; it serves this
     /// build and is not remembered.
     pub(crate) unkept: AtomicBool,
+    /// What caches from elsewhere have to do with it.
+    pub(crate) cache: VertexCache,
 }
 
 impl Drop for Vertex {
@@ -162,7 +168,10 @@ pub(crate) fn load(
         let name = metadata
             .and_then(|metadata| metadata.description.get("llb.customname"))
             .filter(|name| !name.is_empty())
-            .map_or_else(|| describe(&op), Clone::clone);
+            .map_or_else(
+                || describe(&op, |at| inputs.get(at).map(name_of).unwrap_or_default()),
+                Clone::clone,
+            );
         let platform = op.platform.as_ref().map(|platform| Platform::from(platform).normalized());
         let Some(kind) = op.op else {
             return Err(Cause::Invalid(format!("vertex {digest} has no operation")).into());
@@ -192,6 +201,7 @@ pub(crate) fn load(
                 nested: OnceCell::new(),
                 announced: false.into(),
                 unkept: false.into(),
+                cache: VertexCache::default(),
             })
         });
         loaded.insert(digest, vertex.clone());
@@ -204,11 +214,55 @@ pub(crate) fn load(
     Ok(edge(vertex, Some(index))?)
 }
 
+/// Returns where the user wrote a vertex that was not loaded; what has no place of its own has that of a step that
+/// needs it.
+pub(crate) fn blamed(definition: &Definition, digest: &Digest) -> FailedVertex {
+    let vertices = definition.vertices().unwrap_or_default();
+    let source = definition.source.as_ref();
+    let mut wanted: BTreeSet<String> = [digest.to_string()].into();
+    let mut failed = FailedVertex {
+        digest: digest.clone(),
+        name: digest.to_string().into(),
+        ranges: vec![],
+        source: None,
+    };
+    for (at, op) in &vertices {
+        if at == digest {
+            let name =
+                definition.metadata.get(at).and_then(|m| m.description.get("llb.customname"));
+            let input = |at: usize| op.inputs.get(at).map(|i| i.digest.clone()).unwrap_or_default();
+            failed.name = name.map_or_else(|| describe(op, input), Clone::clone).into();
+        }
+        let needs = op.inputs.iter().any(|input| wanted.contains(&input.digest));
+        if at != digest && !needs {
+            continue;
+        }
+        wanted.insert(at.to_string());
+        let location = source
+            .and_then(|source| source.locations.get(&at.to_string()))
+            .and_then(|locations| locations.locations.first());
+        if let (Some(location), Some(source)) = (location, source) {
+            let info = usize::try_from(location.source_index).ok();
+            failed.ranges = location.ranges.clone();
+            failed.source = info.and_then(|at| source.infos.get(at).cloned().map(Arc::new));
+            break;
+        }
+    }
+    failed
+}
+
+fn name_of(edge: &Edge) -> String {
+    edge.vertex.name.to_string()
+}
+
 /// Takes an output of a vertex, if it has that.
 fn edge(vertex: Arc<Vertex>, index: Option<usize>) -> std::result::Result<Edge, Cause> {
     let count = outputs(&vertex.op);
     match index.filter(|index| *index < count) {
-        Some(index) => Ok(Edge { vertex, index }),
+        Some(index) => {
+            vertex.cache.mark_used(index);
+            Ok(Edge { vertex, index })
+        }
         None => Err(Cause::Invalid(format!(
             "vertex {} ({}) has {count} outputs, and another one is asked for",
             vertex.digest, vertex.name
@@ -250,21 +304,6 @@ fn allow(vertex: &Vertex, entitlements: Entitlements) -> Result<()> {
     let cause =
         Cause::Invalid(format!("{refused} is not allowed; allow it with --allow {refused}"));
     Err(SolveError::from(cause).at(|| vertex.failed()))
-}
-
-fn describe(op: &pb::Op) -> String {
-    match &op.op {
-        Some(pb::op::Op::Source(source)) => source.identifier.clone(),
-        Some(pb::op::Op::Exec(exec)) => {
-            exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default()
-        }
-        Some(pb::op::Op::File(_)) => "file".into(),
-        Some(pb::op::Op::Build(_)) => "build".into(),
-        Some(pb::op::Op::Merge(_)) => "merge".into(),
-        Some(pb::op::Op::Diff(_)) => "diff".into(),
-        Some(pb::op::Op::Passthrough(_)) => "passthrough".into(),
-        None => String::new(),
-    }
 }
 
 /// Checks what later code relies on: every index an op names exists.

@@ -4,25 +4,33 @@
 //! asks for, and solves only what is asked: first the *key* of a vertex, which identifies its result without having it,
 //! then the result, from the store where the key is known there and by executing the vertex otherwise.
 //!
-//! Key and result of a vertex are each computed once, whoever asks; a step that several platforms share runs once.
+//! Key and result of a vertex are each computed once, whoever asks; a step that several platforms share runs once, and so
+//! does one that several builds of a [`Worker`] want at the same time.
 
+pub mod cache;
 pub mod capability;
 pub mod client;
 mod deep;
 pub mod emulation;
 pub mod error;
 pub mod executor;
+mod flight;
 mod glob;
 pub mod graph;
 pub mod job;
 mod operation;
+pub mod policy;
 pub mod source;
 
 pub use client::{Entitlements, LocalFiles, LocalFolders, LocalRequest, Services};
 pub use error::{Cause, FailedVertex, SolveError};
 pub use glob::matches as glob_matches;
-pub use job::{Job, Worker};
+pub use job::{Job, Shared, Worker};
 pub use operation::exec::StepFolders;
+pub use operation::exec::container::{
+    Container, ContainerMount, ContainerProcess, ContainerRequest,
+};
+pub use operation::exec::left::{Base, Left, LeftFolders};
 
 /// Makes the folders of a process on top of layers, outside any build.
 ///

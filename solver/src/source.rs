@@ -5,6 +5,7 @@ pub mod git;
 pub(crate) mod http;
 pub mod image;
 pub(crate) mod layout;
+pub mod metadata;
 
 use std::sync::Arc;
 

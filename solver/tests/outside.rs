@@ -108,6 +108,18 @@ impl Room {
         self.folder.path().join(name)
     }
 
+    fn worker(&self) -> Worker {
+        let store = Store::open(&self.path("store")).unwrap();
+        let registry = Registry::new(RegistryOptions::default(), Arc::new(Anonymous)).unwrap();
+        Worker {
+            images: Images::new(store.clone(), registry),
+            store,
+            executor: Arc::new(Writing::default()),
+            parallel: Arc::new(tokio::sync::Semaphore::new(4)),
+            shared: slipway_solver::Shared::default(),
+        }
+    }
+
     async fn build_with(
         &self,
         graph: &Graph,
@@ -115,19 +127,13 @@ impl Room {
         index: i64,
         services: Services,
     ) -> Result<Built, SolveError> {
-        let store = Store::open(&self.path("store")).unwrap();
-        let registry = Registry::new(RegistryOptions::default(), Arc::new(Anonymous)).unwrap();
         let executor = Arc::new(Writing::default());
-        let worker = Worker {
-            images: Images::new(store.clone(), registry),
-            store: store.clone(),
-            executor: executor.clone(),
-            parallel: Arc::new(tokio::sync::Semaphore::new(4)),
-        };
+        let worker = Worker { executor: executor.clone(), ..self.worker() };
+        let store = worker.store.clone();
         let client =
             LocalFolders::new(BTreeMap::from([("context".into(), self.path("context"))]), None);
         let job = Job::with(worker, Arc::new(client), Arc::new(NoProgress), None, services);
-        let snapshot = job.solve(&job.load(&graph.definition(node, index))?).await?;
+        let snapshot = job.solve(&job.load(&graph.definition(node, index)).await?).await?;
         // Written down, as an export would.
         let (rows, layers) = (store.clone(), snapshot.layers.clone());
         tokio::task::spawn_blocking(move || rows.folders(&layers).unwrap()).await.unwrap();
@@ -1034,4 +1040,265 @@ async fn archives_made_by_actions_are_unpacked() {
     );
     let built = room.build(&graph, &node, Services::default()).await.unwrap();
     assert_eq!(built.read("out/in/side").as_deref(), Some("hi"));
+}
+
+#[tokio::test]
+async fn builds_that_want_the_same_file_download_it_once() {
+    let room = Room::new();
+    let server = Server::start(|_| ok("ETag: \"1\"\r\n", "body")).await;
+    let mut graph = Graph::default();
+    let node = graph.source(&server.url("/f"), &[]);
+    let worker = room.worker();
+    let build = |_| async {
+        let client = Arc::new(LocalFolders::new(BTreeMap::new(), None));
+        let job = Job::new(worker.clone(), client, Arc::new(NoProgress));
+        job.solve(&job.load(&graph.definition(&node, 0)).await.unwrap()).await.unwrap()
+    };
+    let made = futures::future::join_all((0..32).map(build)).await;
+    assert_eq!(server.count(), 1);
+    assert!(made.iter().all(|snapshot| *snapshot == made[0]));
+}
+
+// ---- what is known of sources, and who decides about them --------------------------------------
+
+use slipway_solver::client::{PolicyAnswer, PolicyQuestion, PolicyVerifier, SourcePolicies};
+use slipway_solver::policy::Policy;
+use slipway_solver::source::metadata::{
+    ChecksumAlgorithm, ChecksumRequest, MetadataRequest, SourceMetadata,
+};
+use slipway_spec::Platform;
+
+impl Room {
+    fn job(&self, services: Services) -> Job {
+        let client = Arc::new(LocalFolders::new(BTreeMap::new(), None));
+        Job::with(self.worker(), client, Arc::new(NoProgress), None, services)
+    }
+}
+
+fn asking(identifier: &str, attrs: &[(&str, &str)]) -> MetadataRequest {
+    let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    MetadataRequest::new(pb::SourceOp { identifier: identifier.into(), attrs })
+}
+
+#[tokio::test]
+async fn files_of_the_web_are_known_by_what_the_server_says() {
+    let server = Server::start(|asked| match asked.path.as_str() {
+        "/dated" => ok("Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n", "body"),
+        _ => ok("Content-Disposition: attachment; filename=\"named\"\r\n", "body"),
+    })
+    .await;
+    let room = Room::new();
+    let job = room.job(Services::default());
+    let dated = job.metadata(&asking(&server.url("/dated"), &[])).await.unwrap().http.unwrap();
+    assert_eq!((dated.filename.as_str(), dated.last_modified), ("dated", Some(784_111_777)));
+    assert_eq!(dated.digest, Digest::of(b"body"));
+    let mut wanted = asking(&server.url("/x"), &[]);
+    let suffix = bytes::Bytes::from_static(b" and more");
+    wanted.checksum =
+        Some(ChecksumRequest { algorithm: ChecksumAlgorithm::Sha256, suffix: suffix.clone() });
+    let named = job.metadata(&wanted).await.unwrap().http.unwrap();
+    assert_eq!((named.filename.as_str(), named.last_modified), ("named", None));
+    let checksum = named.checksum.unwrap();
+    assert_eq!(checksum.digest, Digest::of(b"body and more").to_string());
+    assert_eq!(checksum.suffix, suffix);
+    // What is pinned is not asked for.
+    let (count, digest) = (server.count(), Digest::of(b"other"));
+    let pinned = [("http.checksum", digest.to_string())];
+    let pinned = [(pinned[0].0, pinned[0].1.as_str())];
+    let pinned = job.metadata(&asking(&server.url("/p"), &pinned)).await.unwrap().http.unwrap();
+    assert_eq!((pinned.digest, server.count()), (digest, count));
+}
+
+#[tokio::test]
+async fn refs_are_known_with_their_objects() {
+    let room = Room::new();
+    let origin = room.path("origin");
+    fs::create_dir(&origin).unwrap();
+    git(&origin, &["init", "-q", "-b", "main"]);
+    fs::write(origin.join("f"), "1").unwrap();
+    git(&origin, &["add", "."]);
+    git(&origin, &["commit", "-q", "-m", "first"]);
+    git(&origin, &["tag", "-a", "-m", "a tag", "v1"]);
+    let commit = git(&origin, &["rev-parse", "HEAD"]);
+    let tag = git(&origin, &["rev-parse", "v1"]);
+    let url = format!("file://{}", origin.display());
+    let job = room.job(local_git());
+    let ask = async |reference: &str, objects: bool| {
+        let mut asked =
+            asking(&format!("git://h/p.git{reference}"), &[("git.fullurl", url.as_str())]);
+        asked.git_objects = objects;
+        job.metadata(&asked).await.unwrap().git.unwrap()
+    };
+    let head = ask("", false).await;
+    assert_eq!((head.checksum.as_str(), head.reference.as_str()), (&*commit, "refs/heads/main"));
+    assert_eq!((head.commit_checksum, head.commit_object), (None, None));
+    let tagged = ask("#v1", true).await;
+    assert_eq!((tagged.checksum.as_str(), tagged.reference.as_str()), (&*tag, "refs/tags/v1"));
+    assert_eq!(tagged.commit_checksum.as_deref(), Some(&*commit));
+    let text = |bytes: Option<bytes::Bytes>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
+    assert!(text(tagged.tag_object).contains("tag v1\n"));
+    assert!(text(tagged.commit_object).contains("committer "));
+    let head = ask("", true).await;
+    assert!(text(head.commit_object).ends_with("\n\nfirst\n"));
+    assert_eq!(head.tag_object, None);
+}
+
+#[tokio::test]
+async fn images_of_layouts_are_known_by_their_config() {
+    let room = Room::new();
+    let (index, _) = layout(&room.path("layout"));
+    let layouts = LayoutFolders(BTreeMap::from([("mine".into(), room.path("layout"))]));
+    let job = room.job(Services { layouts: Arc::new(layouts), ..Services::default() });
+    let mut asked = asking(&format!("oci-layout://h/a@{index}"), &[("oci.store", "mine")]);
+    asked.platform = Some(Platform::host());
+    let image = job.metadata(&asked).await.unwrap().image.unwrap();
+    assert_eq!(image.digest, index);
+    let config: serde_json::Value = serde_json::from_slice(&image.config).unwrap();
+    assert!(config["rootfs"]["diff_ids"].is_array(), "{config}");
+}
+
+fn rules(text: &str) -> Policy {
+    Policy::from_json(format!("{{\"rules\": [{text}]}}").as_bytes()).unwrap()
+}
+
+fn policed(rules: Vec<Policy>, verifier: Option<Arc<dyn PolicyVerifier>>) -> Services {
+    Services { policies: SourcePolicies { rules, verifier }, ..Services::default() }
+}
+
+#[tokio::test]
+async fn what_a_policy_denies_is_not_asked_for() {
+    let server = Server::start(|_| ok("", "body")).await;
+    let room = Room::new();
+    let url = server.url("/f");
+    let deny = rules(r#"{"action": "DENY", "selector": {"identifier": "http://*"}}"#);
+    let error = room.source(&url, &[], policed(vec![deny], None)).await.err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "error evaluating the source policy: source {url:?} denied by policy: source denied by policy"
+        )
+    );
+    assert_eq!(server.count(), 0);
+    assert!(error.vertex.is_some());
+    // A policy of a single definition counts as well.
+    let job = room.job(Services::default());
+    let mut graph = Graph::default();
+    let node = graph.source(&url, &[]);
+    let deny = [rules(r#"{"action": "DENY", "selector": {"identifier": "http://*"}}"#)];
+    assert!(job.load_under(&graph.definition(&node, 0), &deny).await.is_err());
+    assert!(job.load(&graph.definition(&node, 0)).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_a_policy_converts_is_taken_from_elsewhere_by_all_that_need_it() {
+    let server = Server::start(|asked| ok("", asked.path.trim_start_matches('/'))).await;
+    let room = Room::new();
+    let convert = rules(&format!(
+        r#"{{"action": "CONVERT", "selector": {{"identifier": "http://{0}/old/*"}},
+            "updates": {{"identifier": "http://{0}/new-${{1}}", "attrs": {{"http.perm": "0640"}}}}}}"#,
+        server.address
+    ));
+    let mut graph = Graph::default();
+    let old = graph.source(&server.url("/old/f"), &[("http.filename", "f")]);
+    let taken = graph
+        .file(&[&old], vec![action(-1, 0, 0, pb::file_action::Action::Copy(copy("/f", "/out")))]);
+    let built = room.build(&graph, &taken, policed(vec![convert], None)).await.unwrap();
+    assert_eq!(built.read("out").as_deref(), Some("new-f"));
+    assert_eq!(built.entry("out").unwrap().mode, 0o640);
+    let asked: Vec<String> =
+        server.asked.lock().unwrap().iter().map(|asked| asked.path.clone()).collect();
+    assert_eq!(asked, ["/new-f"]);
+    drop(built);
+    let built = room.build(&graph, &taken, Services::default()).await.unwrap();
+    assert_eq!(built.read("out").as_deref(), Some("old/f"), "another build is not concerned");
+}
+
+/// Wants to know the digest of each file, and lets one of them pass.
+#[derive(Debug)]
+struct Knowing {
+    digest: Digest,
+    asked: Mutex<Vec<SourceMetadata>>,
+}
+
+#[async_trait]
+impl PolicyVerifier for Knowing {
+    async fn check(&self, question: PolicyQuestion<'_>) -> Result<PolicyAnswer, Error> {
+        self.asked.lock().unwrap().push(question.known.clone());
+        Ok(match &question.known.http {
+            _ if question.source.identifier.ends_with("/moved") => {
+                let identifier = question.source.identifier.replace("/moved", "/good");
+                PolicyAnswer::Convert(pb::SourceOp { identifier, ..question.source.clone() })
+            }
+            _ if question.source.identifier.ends_with("/curious") => {
+                PolicyAnswer::Ask(Box::new(MetadataRequest::new(question.source.clone())))
+            }
+            None => PolicyAnswer::Ask(Box::new(MetadataRequest::new(question.source.clone()))),
+            Some(http) if http.digest == self.digest => PolicyAnswer::Allow,
+            Some(_) => PolicyAnswer::Deny(vec!["unknown content".into()]),
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_verifier_is_told_what_it_asks_for() {
+    let server = Server::start(|asked| match asked.path.as_str() {
+        "/good" => ok("", "good"),
+        _ => ok("", "bad"),
+    })
+    .await;
+    let room = Room::new();
+    let knowing = || Arc::new(Knowing { digest: Digest::of(b"good"), asked: Mutex::default() });
+    let verifier = knowing();
+    let services = policed(vec![], Some(verifier.clone()));
+    let built = room.source(&server.url("/good"), &[], services).await.unwrap();
+    assert_eq!(built.read("good").as_deref(), Some("good"));
+    drop(built);
+    let asked = verifier.asked.lock().unwrap().len();
+    assert_eq!(asked, 2);
+    let services = policed(vec![], Some(knowing()));
+    let error = room.source(&server.url("/bad"), &[], services).await.err().unwrap();
+    assert!(error.to_string().ends_with("not allowed by policy: action DENY"), "{error}");
+    let slipway_solver::Cause::Denied { reasons, .. } = &*error.cause else { panic!("{error:?}") };
+    assert_eq!(reasons, &["unknown content"]);
+    let services = policed(vec![], Some(knowing()));
+    let moved = room.source(&server.url("/moved"), &[], services).await.unwrap();
+    assert_eq!(moved.read("good").as_deref(), Some("good"));
+    drop(moved);
+    let services = policed(vec![], Some(knowing()));
+    let error = room.source(&server.url("/curious"), &[], services).await.err().unwrap();
+    assert!(error.to_string().ends_with("too many policy requests"), "{error}");
+}
+
+#[tokio::test]
+async fn a_source_that_nobody_wrote_fails_where_it_is_used() {
+    let server = Server::start(|_| status("404 Not Found", "")).await;
+    let room = Room::new();
+    let mut graph = Graph::default();
+    let missing = graph.source(&server.url("/f"), &[]);
+    let taken = graph.file(
+        &[&missing],
+        vec![action(-1, 0, 0, pb::file_action::Action::Copy(copy("/f", "/out")))],
+    );
+    let position = |line| Some(pb::Position { line, character: 0 });
+    let location = pb::Location {
+        source_index: 0,
+        ranges: vec![pb::Range { start: position(3), end: position(3) }],
+    };
+    let info = pb::SourceInfo { filename: "Dockerfile".into(), ..pb::SourceInfo::default() };
+    let mut definition = graph.definition(&taken, 0);
+    let places = |node: &Node| {
+        BTreeMap::from([(node.0.clone(), pb::Locations { locations: vec![location.clone()] })])
+    };
+    definition.source = Some(pb::Source { locations: places(&taken), infos: vec![info] });
+    let job = room.job(Services::default());
+    let error = job.solve(&job.load(&definition).await.unwrap()).await.unwrap_err();
+    let failed = error.vertex.as_ref().unwrap();
+    assert_eq!(failed.digest.to_string(), missing.0);
+    assert_eq!(failed.ranges[0].start.as_ref().unwrap().line, 3);
+    assert_eq!(failed.source.as_ref().unwrap().filename, "Dockerfile");
+    // So does one that a policy denies.
+    let deny = rules(r#"{"action": "DENY", "selector": {"identifier": "http://*"}}"#);
+    let job = room.job(policed(vec![deny], None));
+    let error = job.load(&definition).await.unwrap_err();
+    assert_eq!(error.vertex.unwrap().source.unwrap().filename, "Dockerfile");
 }

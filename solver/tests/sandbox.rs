@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use slipway_solver::executor::{
-    ExecError, ExecMount, ExecMountKind, ExecSpec, Executor, Exit, Network, SandboxExecutor,
-    SandboxOptions, Stdio, Stream, Writable, helper_main, is_helper, prepare_stub, remove_stubs,
+    ExecError, ExecMount, ExecMountKind, ExecSpec, Executor, Exit, Network, Process,
+    SandboxExecutor, SandboxOptions, Stdio, Stream, StreamReader, Writable, helper_main, is_helper,
+    pipes, prepare_stub, remove_stubs, terminal,
 };
 use slipway_spec::platform::Platform;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -53,6 +55,11 @@ fn main() -> ExitCode {
         ("hosts_and_host_name_are_the_steps_own", hosts_and_host_name_are_the_steps_own),
         ("a_read_only_root_refuses_writes", a_read_only_root_refuses_writes),
         ("a_terminal_becomes_the_steps_own", a_terminal_becomes_the_steps_own),
+        ("processes_join_another", processes_join_another),
+        ("what_joins_has_no_more_rights", what_joins_has_no_more_rights),
+        ("what_joined_ends_with_the_first", what_joined_ends_with_the_first),
+        ("signals_and_sizes_reach_a_process", signals_and_sizes_reach_a_process),
+        ("a_process_that_cannot_start_says_why", a_process_that_cannot_start_says_why),
         ("many_steps_run_at_once", many_steps_run_at_once),
         ("a_killed_helper_is_replaced", a_killed_helper_is_replaced),
         ("foreign_programs_run_emulated", foreign_programs_run_emulated),
@@ -752,6 +759,161 @@ fn a_terminal_becomes_the_steps_own() {
         shown.push_str(&String::from_utf8_lossy(&text[..count]));
     }
     assert_eq!(shown.replace('\r', ""), "typed\n/dev/console\nyes\ngot typed\n");
+}
+
+/// Reads to the end of a process, and waits for it.
+async fn finish(mut process: Process, mut stdout: StreamReader) -> (String, i32) {
+    let mut text = String::new();
+    let (read, exit) = tokio::join!(stdout.read_to_string(&mut text), process.wait());
+    read.unwrap();
+    (text, exit.unwrap().code)
+}
+
+fn processes_join_another() {
+    let scratch = Scratch::new();
+    block_on(async {
+        let executor = executor();
+        let mut spec = scratch.spec("first", "echo one > /shared; sleep 1000; : joined-0");
+        spec.network = Network::None;
+        spec.hostname = "here".into();
+        spec.mounts = vec![mount("/mnt", ExecMountKind::Tmpfs { size: None })];
+        let first = executor.start(spec, pipes([false; 3]).unwrap().files).await.unwrap();
+        let script = "while ! test -s /shared; do sleep 0.01; done; hostname; cat /shared /proc/1/comm; \
+                      grep -c ' /mnt ' /proc/mounts; grep -c : /proc/net/dev; id -u; pwd; ls -d /proc/[0-9]* | wc -l; \
+                      ls /proc/self/fd | wc -l; cat; exit 7";
+        let mut spec = scratch.spec("second", script);
+        (spec.cwd, spec.user) = ("/srv".into(), "app".into());
+        let mut io = pipes([true, true, false]).unwrap();
+        let second = executor.join(first.handle(), spec, io.files).await.unwrap();
+        let mut stdin = io.stdin.take().unwrap();
+        stdin.write_all(b"typed").await.unwrap();
+        drop(stdin);
+        let (text, code) = finish(second, io.stdout.unwrap()).await;
+        assert_eq!(text, "here\none\nsh\n1\n1\n1000\n/srv\n5\n4\ntyped");
+        assert_eq!(code, 7);
+
+        // Another one sees what the one before did, and the first goes on.
+        for n in 0..3 {
+            let script = format!("echo {n} >> /shared; wc -l < /shared");
+            let io = pipes([false, true, false]).unwrap();
+            let spec = scratch.spec(&format!("more{n}"), &script);
+            let process = executor.join(first.handle(), spec, io.files).await.unwrap();
+            let (text, code) = finish(process, io.stdout.unwrap()).await;
+            assert_eq!((text.trim(), code), (format!("{}", n + 2).as_str(), 0));
+        }
+        // A step of its own is none of its processes.
+        assert_eq!(run_with(&executor, scratch.spec("alone", "echo $$")).await.out(), "1");
+    });
+    assert_eq!(processes("joined-0"), 0);
+}
+
+fn what_joins_has_no_more_rights() {
+    let scratch = Scratch::new();
+    let status = "grep -e ^Cap -e ^Seccomp: -e ^NoNewPrivs /proc/self/status; readlink /proc/self/ns/*; \
+                  cat /proc/kcore | wc -c; echo x > /proc/sysrq-trigger";
+    let mut arm64 = scratch.spec("emulated-first", "exec sleep 1000");
+    arm64.platform = Platform::new("linux", "arm64", None);
+    for first in [scratch.spec("first", "exec sleep 1000"), arm64] {
+        block_on(async {
+            let executor = executor();
+            let platform = first.platform.clone();
+            let first = executor.start(first, pipes([false; 3]).unwrap().files).await.unwrap();
+            let mut seen = vec![];
+            for name in ["a", "b"] {
+                let io = pipes([false, true, false]).unwrap();
+                let mut spec = scratch.spec(name, status);
+                spec.platform = platform.clone();
+                let process = executor.join(first.handle(), spec, io.files).await.unwrap();
+                seen.push(finish(process, io.stdout.unwrap()).await.0);
+            }
+            assert_eq!(seen[0], seen[1]);
+            let mut spec = scratch.spec("alone", status);
+            spec.platform = platform.clone();
+            let alone = run_with(&executor, spec).await.stdout;
+            let rights = |text: &str| -> Vec<String> {
+                text.lines().filter(|line| !line.contains(":[")).map(Into::into).collect()
+            };
+            assert_eq!(rights(&seen[0]), rights(&alone));
+            assert_eq!(seen[0].lines().count(), alone.lines().count());
+        });
+    }
+}
+
+fn what_joined_ends_with_the_first() {
+    let scratch = Scratch::new();
+    block_on(async {
+        let executor = executor();
+        let join = async |first: &Process, name: &str, script: &str| {
+            let spec = scratch.spec(name, script);
+            executor.join(first.handle(), spec, pipes([false; 3]).unwrap().files).await
+        };
+        let start = async |name: &str, script: &str| {
+            let spec = scratch.spec(name, script);
+            executor.start(spec, pipes([false; 3]).unwrap().files).await.unwrap()
+        };
+        let mut first = start("first", "sleep 0.3; exit 5").await;
+        let mut second = join(&first, "second", "sleep 1001; :").await.unwrap();
+        assert_eq!(first.wait().await.unwrap().code, 5);
+        assert_eq!(second.wait().await.unwrap().signal, Some(9));
+        let late = join(&first, "third", "true").await.unwrap_err();
+        assert!(late.to_string().contains("has ended"), "{late}");
+
+        // Dropped, the first takes along what joined it; what joined may go alone.
+        let first = start("fourth", "sleep 1002; : joined-2").await;
+        let second = join(&first, "fifth", "sleep 1003; : joined-3").await.unwrap();
+        let mut third = join(&first, "sixth", "sleep 1004; :").await.unwrap();
+        drop(second);
+        assert_eq!((processes("joined-3"), processes("joined-2")), (0, 1));
+        drop(first);
+        assert_eq!(third.wait().await.unwrap().signal, Some(9));
+        assert_eq!(processes("joined-2"), 0);
+    });
+}
+
+fn signals_and_sizes_reach_a_process() {
+    let scratch = Scratch::new();
+    block_on(async {
+        let executor = executor();
+        let script = "trap 'echo hup' HUP; trap 'stty size; exit 3' TERM; echo ready; \
+                      while :; do sleep 0.01; done";
+        let mut spec = scratch.spec("first", script);
+        spec.tty = true;
+        let io = terminal().unwrap();
+        let process = executor.start(spec, io.files).await.unwrap();
+        let (mut stdout, terminal) = (io.stdout.unwrap(), io.terminal.unwrap());
+        terminal.resize(33, 77).unwrap();
+        let mut seen = String::new();
+        let mut buffer = [0; 100];
+        while !seen.contains("ready") {
+            let count = stdout.read(&mut buffer).await.unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        process.handle().signal(1).unwrap();
+        while !seen.contains("hup") {
+            let count = stdout.read(&mut buffer).await.unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        process.handle().signal(15).unwrap();
+        let (rest, code) = finish(process, stdout).await;
+        assert_eq!((rest.trim(), code), ("33 77", 3));
+    });
+}
+
+fn a_process_that_cannot_start_says_why() {
+    let scratch = Scratch::new();
+    block_on(async {
+        let executor = executor();
+        let mut spec = scratch.spec("first", "");
+        spec.user = "nobody-knows".into();
+        let error = executor.start(spec, pipes([false; 3]).unwrap().files).await.unwrap_err();
+        assert!(matches!(error, ExecError::User { .. }), "{error}");
+        // What is no command is known only after others could have joined.
+        let mut spec = scratch.spec("second", "");
+        spec.args = vec!["no-such-command".into()];
+        let mut process = executor.start(spec, pipes([false; 3]).unwrap().files).await.unwrap();
+        let error = process.wait().await.unwrap_err();
+        assert!(matches!(error, ExecError::CommandNotFound { .. }), "{error}");
+    });
 }
 
 fn many_steps_run_at_once() {

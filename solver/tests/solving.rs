@@ -170,13 +170,14 @@ impl Room {
             store: store.clone(),
             executor: executor.clone(),
             parallel: Arc::new(tokio::sync::Semaphore::new(4)),
+            shared: slipway_solver::Shared::default(),
         };
         let client = LocalFolders::new(BTreeMap::from([("context".into(), self.context())]), None);
         let progress = Arc::new(Recorder::default());
         let job = Job::new(worker, Arc::new(client), progress.clone());
         let solved = definitions.iter().map(|definition| {
             let job = &job;
-            async move { job.solve(&job.load(definition)?).await }
+            async move { job.solve(&job.load(definition).await?).await }
         });
         let result = futures::future::try_join_all(solved).await;
         let runs = std::mem::take(&mut *executor.runs.lock().unwrap());
@@ -576,10 +577,11 @@ async fn merges_cannot_exhaust_memory() {
         store,
         executor: Arc::new(Counting::default()),
         parallel: Arc::new(tokio::sync::Semaphore::new(4)),
+        shared: slipway_solver::Shared::default(),
     };
     let client = Arc::new(LocalFolders::new(BTreeMap::new(), None));
     let job = Job::new(worker, client, Arc::new(Recorder::default()));
-    let error = job.solve(&job.load(&definition).unwrap()).await.unwrap_err();
+    let error = job.solve(&job.load(&definition).await.unwrap()).await.unwrap_err();
     assert!(error.to_string().contains("10000 layers"), "{error}");
 }
 

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         ("control_groups_hold", control_groups_hold),
         ("insecure_steps_need_leave", insecure_steps_need_leave),
         ("parts_of_the_context_count_alone", parts_of_the_context_count_alone),
+        ("mounted_parts_of_steps_count_by_content", mounted_parts_of_steps_count_by_content),
     ];
     let trials = tests
         .iter()
@@ -193,13 +194,14 @@ impl Room {
                 store: store.clone(),
                 executor: Arc::new(SandboxExecutor::new(SandboxOptions::default())),
                 parallel: Arc::new(tokio::sync::Semaphore::new(8)),
+                shared: slipway_solver::Shared::default(),
             };
             let folders = ["base", "context"].map(|name| (name.to_owned(), self.path(name))).into();
             let client = Arc::new(LocalFolders::new(folders, None));
             let job = Job::with(worker, client, Arc::new(NoProgress), None, services);
             let solved = wanted.iter().map(|(node, index)| {
                 let (job, definition) = (&job, graph.definition(node, *index));
-                async move { job.solve(&job.load(&definition)?).await }
+                async move { job.solve(&job.load(&definition).await?).await }
             });
             let all = futures::future::try_join_all(solved).await?;
             Ok(all.into_iter().map(|snapshot| (store.clone(), snapshot)).collect())
@@ -587,4 +589,34 @@ fn parts_of_the_context_count_alone() {
     assert_eq!(read(&room.ok(&graph, &step), "out").unwrap(), first);
     fs::write(room.path("context/used"), "2").unwrap();
     assert_ne!(read(&room.ok(&graph, &step), "out").unwrap(), first);
+}
+
+/// A step whose mounts are the same as before stays known, even if what made them had to run again.
+fn mounted_parts_of_steps_count_by_content() {
+    let room = Room::new();
+    fs::write(room.path("context/bust"), "1").unwrap();
+    let mut graph = Graph::default();
+    let context = graph.local("context");
+    let all = pb::Mount { input: 1, readonly: true, ..mount("/c", pb::MountType::Bind) };
+    let made = |graph: &mut Graph, text: &str| {
+        let script = format!("cat /c/bust > /seen; mkdir /d; echo {text} > /d/f");
+        graph.step(&script, vec![all.clone()], &[(&context, 0)])
+    };
+    let reads = |graph: &mut Graph, from: &Node| {
+        let part =
+            pb::Mount { input: 1, selector: "/d".into(), ..mount("/m", pb::MountType::Bind) };
+        let script = "echo x > /m/mine; cat /m/f /proc/sys/kernel/random/uuid > /out";
+        graph.step(script, vec![part], &[(from, 0)])
+    };
+    let source = made(&mut graph, "same");
+    let step = reads(&mut graph, &source);
+    let first = read(&room.ok(&graph, &step), "out").unwrap();
+    assert_eq!(read(&room.ok(&graph, &step), "out").unwrap(), first);
+    fs::write(room.path("context/bust"), "2").unwrap();
+    assert_eq!(read(&room.ok(&graph, &step), "out").unwrap(), first);
+    assert_eq!(read(&room.ok(&graph, &source), "seen").as_deref(), Some("2"));
+    let source = made(&mut graph, "other");
+    let step = reads(&mut graph, &source);
+    let other = read(&room.ok(&graph, &step), "out").unwrap();
+    assert!(other.starts_with("other\n"), "{other}");
 }

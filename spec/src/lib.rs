@@ -5,11 +5,13 @@
 //! - [`Digest`] and [`Descriptor`] point at bytes;
 //! - [`Platform`] and [`ImageReference`] say which image is meant;
 //! - [`Manifest`], [`Index`] and [`ImageConfig`] are the documents of an image;
+//! - [`cache_config`] is the document of a build cache;
 //! - [`llb`] is the build graph that frontends write and the solver reads;
 //! - [`progress`] is what a build tells its caller while it runs;
 //! - [`pattern`] matches paths as `.dockerignore` does;
 //! - `wire`, with the feature `grpc`, has the gRPC services of a build daemon and its clients.
 
+pub mod cache_config;
 pub mod descriptor;
 pub mod digest;
 pub mod image_config;

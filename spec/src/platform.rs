@@ -218,9 +218,24 @@ impl Platform {
             .position(|(arch, variant)| *arch == have.architecture && *variant == have.variant)
     }
 
+    /// Returns the name with the version and features of the operating system: `windows(10.0.20348)/amd64`. It is read
+    /// as the same platform again.
+    pub fn full_name(&self) -> String {
+        let mut system = self.os_version.clone().unwrap_or_default();
+        for feature in &self.os_features {
+            system.push('+');
+            system.push_str(feature);
+        }
+        let plain = self.to_string();
+        match plain.strip_prefix(self.os.as_str()) {
+            Some(rest) if !system.is_empty() => format!("{}({system}){rest}", self.os),
+            _ => plain,
+        }
+    }
+
     /// Returns a name usable as a folder: `linux_arm64`, `linux_arm_v7`.
     pub fn folder_name(&self) -> String {
-        self.to_string().replace('/', "_")
+        self.full_name().replace('/', "_")
     }
 }
 
@@ -325,6 +340,19 @@ mod tests {
         {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn versions_of_a_system_make_folders_of_their_own() {
+        let old: Platform = "windows(10.0.17763)/amd64".parse().unwrap();
+        assert_eq!(old.to_string(), "windows/amd64");
+        assert_eq!(old.full_name().parse::<Platform>().unwrap(), old);
+        assert_eq!(old.folder_name(), "windows(10.0.17763)_amd64");
+        let plain: Platform = "linux/arm/v7".parse().unwrap();
+        assert_eq!(
+            (plain.full_name(), plain.folder_name()),
+            ("linux/arm/v7".into(), "linux_arm_v7".into())
+        );
     }
 
     #[test]

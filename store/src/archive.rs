@@ -1,7 +1,7 @@
 //! Archives in a build context: recognised by content, unpacked into a temporary folder.
 
 use std::fs;
-use std::io::{BufReader, Read as _};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crate::Store;
@@ -42,6 +42,29 @@ pub fn unpack(store: &Store, path: &Path) -> Result<Option<PathBuf>> {
         Err(error) => Err(error),
         Ok(_) => Ok(Some(folder)),
     }
+}
+
+/// Returns when the youngest regular file of a tar, plain or compressed, was changed, in seconds since 1970; `None` when
+/// there is no such file, or the stream is something else.
+pub fn youngest_file(stream: Box<dyn Read + Send>) -> Option<i64> {
+    let reader = compression::decoder(stream).ok()?;
+    let mut archive = tar::Archive::new(reader);
+    let mut youngest = None;
+    for entry in archive.entries().ok()? {
+        let mut entry = entry.ok()?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let extended = entry.pax_extensions().ok().flatten().and_then(|mut extensions| {
+            extensions.find_map(|extension| {
+                let extension = extension.ok().filter(|e| e.key() == Ok("mtime"))?;
+                extension.value().ok()?.split('.').next()?.parse::<i64>().ok()
+            })
+        });
+        let plain = entry.header().mtime().ok().and_then(|time| i64::try_from(time).ok());
+        youngest = youngest.max(extended.or(plain));
+    }
+    youngest
 }
 
 fn is_archive(path: &Path) -> Result<bool> {
@@ -120,6 +143,28 @@ mod tests {
         for form in forms {
             assert_eq!(unpacked(&form).unwrap().as_deref(), Some("text"));
         }
+    }
+
+    #[test]
+    fn the_youngest_file_dates_an_archive() {
+        let mut builder = tar::Builder::new(vec![]);
+        let mut add = |name: &str, kind: tar::EntryType, time: u64| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_mode(0o644);
+            header.set_size(0);
+            header.set_mtime(time);
+            builder.append_data(&mut header, name, std::io::empty()).unwrap();
+        };
+        add("old", tar::EntryType::Regular, 1000);
+        add("young", tar::EntryType::Regular, 2000);
+        add("folder", tar::EntryType::Directory, 3000);
+        let plain = builder.into_inner().unwrap();
+        for form in [gzip(&plain), plain] {
+            assert_eq!(youngest_file(Box::new(std::io::Cursor::new(form))), Some(2000));
+        }
+        let text = b"text".repeat(1000);
+        assert_eq!(youngest_file(Box::new(std::io::Cursor::new(text))), None);
     }
 
     #[test]

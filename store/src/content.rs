@@ -162,7 +162,61 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).at("sync", folder)
 }
 
+/// A blob of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it came here, in nanoseconds since 1970.
+    pub created: i64,
+}
+
 impl Store {
+    /// Describes content; nothing when it is not there.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn blob_info(&self, digest: &Digest) -> Result<Option<BlobInfo>> {
+        let row = self.metadata().with(|c| {
+            Ok(c.prepare_cached("SELECT size, created FROM blob WHERE digest = ?1")?
+                .query_row([digest.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?)
+        })?;
+        let row = row.filter(|(size, _): &(i64, i64)| self.is_on_disk(digest, *size));
+        Ok(row.map(|(size, created)| BlobInfo {
+            digest: digest.clone(),
+            size: u64::try_from(size).unwrap_or(0),
+            created,
+        }))
+    }
+
+    /// Lists some content in the order of digests, after one of them.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn blob_page(&self, after: &str, count: usize) -> Result<Vec<BlobInfo>> {
+        let rows = self.metadata().with(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT digest, size, created FROM blob WHERE digest > ?1 ORDER BY digest LIMIT ?2",
+            )?;
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            let rows = statement
+                .query_map((after, count), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<(String, i64, i64)>>>()?)
+        })?;
+        rows.into_iter()
+            .map(|(digest, size, created)| {
+                let parsed = digest.parse().map_err(|error| {
+                    Error::new(ErrorKind::Corrupt, format!("{digest:?} in the database"))
+                        .because(error)
+                })?;
+                Ok(BlobInfo { digest: parsed, size: u64::try_from(size).unwrap_or(0), created })
+            })
+            .collect()
+    }
+
     /// Returns where a blob is or would be.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.content_folder().join("blobs").join(digest.algorithm().as_str()).join(digest.hex())

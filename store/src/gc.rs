@@ -1,7 +1,15 @@
 //! What takes space here, and how to get it back.
 //!
 //! The collector deletes rows and takes their files out of sight in one transaction. It deletes nothing that was used since the oldest
-//! living process began, so that a build under way never loses what it has found.
+//! living process began, so that a build under way never loses what it has found. No process begins meanwhile: that takes
+//! the lock that the collector holds.
+//!
+//! [`record`] lists what there is, [`rule`] decides what of it goes, [`collect`] takes it away; [`Store::prune`] does
+//! without records and takes all that it may.
+
+pub mod collect;
+pub mod record;
+pub mod rule;
 
 use std::collections::HashSet;
 use std::fs;
@@ -14,12 +22,13 @@ use slipway_spec::{Descriptor, Digest};
 
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::folder::{disk_usage, remove_tree};
-use crate::kept::KeptKind;
-use crate::lease::{now_nanos, oldest_living};
-use crate::metadata::USED_PRECISION;
+use crate::lease::now_nanos;
 use crate::snapshot::LayerId;
 use crate::tree::scan::mtime;
 use crate::{Store, lease};
+
+pub use self::record::{CacheRecord, RecordKind};
+pub use self::rule::Rule;
 
 /// What may go.
 #[derive(Clone, Debug, Default)]
@@ -48,31 +57,10 @@ pub struct Pruned {
 /// What takes space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// One line for each layer folder and each kind of content.
-    pub items: Vec<UsageItem>,
-    /// Bytes in blobs.
-    pub content_bytes: u64,
-    /// Bytes in layer folders.
-    pub layer_bytes: u64,
+    /// One record for each thing that can go by itself, and one for each blob of an image.
+    pub records: Vec<CacheRecord>,
     /// Bytes that `prune -a` would free.
     pub reclaimable_bytes: u64,
-}
-
-/// One thing that takes space.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct UsageItem {
-    /// What it is called here.
-    pub id: String,
-    /// `layer`, `blob`, `cache-mount` or `git`.
-    pub kind: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// What it is for.
-    pub description: String,
-    /// Whether no image needs it.
-    pub reclaimable: bool,
-    /// When it was last used, in nanoseconds since 1970.
-    pub used: i64,
 }
 
 /// What images need.
@@ -127,80 +115,40 @@ impl Store {
         Ok(())
     }
 
-    /// Lists what takes space.
+    /// Lists what takes space, images included.
     ///
     /// # Errors
     /// When the disk or the database fails.
     pub fn usage(&self) -> Result<Usage> {
         let needed = self.needed_by_images()?;
-        let mut usage = Usage::default();
-        let layers = self.metadata().with(|c| {
-            let mut statement = c.prepare_cached(
-                "SELECT id, diff_id, used, description FROM layer WHERE folder = 1 ORDER BY used",
-            )?;
-            let rows = statement.query_map([], |row| {
-                Ok((
-                    row.get::<_, i64>(0)?,
-                    row.get::<_, Option<String>>(1)?,
-                    row.get(2)?,
-                    row.get(3)?,
-                ))
-            })?;
-            Ok(rows.collect::<rusqlite::Result<Vec<(i64, Option<String>, i64, String)>>>()?)
-        })?;
-        for (id, diff_id, used, description) in layers {
-            let folder = self.layer_folder(LayerId(id));
-            let bytes = disk_usage(&folder).at("read", &folder)?;
-            usage.layer_bytes += bytes;
-            let reclaimable = !diff_id.is_some_and(|diff_id| needed.diff_ids.contains(&diff_id));
-            usage.items.push(UsageItem {
-                id: id.to_string(),
-                kind: "layer".into(),
-                bytes,
-                description,
-                reclaimable,
-                used,
-            });
-        }
+        let mut records = self.records(&needed, None)?;
+        let reclaimable =
+            records.iter().filter(|record| !record.in_use).map(|record| record.bytes).sum();
         let blobs = self.metadata().with(|c| {
             let mut statement =
-                c.prepare_cached("SELECT digest, size, used FROM blob ORDER BY used")?;
-            let rows =
-                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            Ok(rows.collect::<rusqlite::Result<Vec<(String, i64, i64)>>>()?)
+                c.prepare_cached("SELECT digest, size, created, used FROM blob ORDER BY used")?;
+            let rows = statement
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<(String, i64, i64, i64)>>>()?)
         })?;
-        for (digest, size, used) in blobs {
-            let bytes = u64::try_from(size).unwrap_or(0);
-            usage.content_bytes += bytes;
-            let reclaimable = !digest.parse().is_ok_and(|digest| needed.blobs.contains(&digest));
-            let description =
-                if reclaimable { "content that no image names" } else { "content of an image" };
-            usage.items.push(UsageItem {
+        for (digest, size, created, used) in blobs {
+            if !digest.parse().is_ok_and(|digest| needed.blobs.contains(&digest)) {
+                continue;
+            }
+            records.push(CacheRecord {
                 id: digest,
-                kind: "blob".into(),
-                bytes,
-                description: description.into(),
-                reclaimable,
+                kind: RecordKind::Image,
+                bytes: u64::try_from(size).unwrap_or(0),
+                parents: vec![],
+                created,
                 used,
+                description: "content of an image".into(),
+                mutable: false,
+                in_use: true,
+                shared: false,
             });
         }
-        for item in self.kept()? {
-            let (kind, what) = match item.kind {
-                KeptKind::Cache => ("cache-mount", "cache mount"),
-                KeptKind::Git => ("git", "clone of"),
-            };
-            usage.items.push(UsageItem {
-                id: item.path,
-                kind: kind.into(),
-                bytes: item.bytes,
-                description: format!("{what} {}", item.name),
-                reclaimable: !item.busy,
-                used: item.used,
-            });
-        }
-        usage.reclaimable_bytes =
-            usage.items.iter().filter(|item| item.reclaimable).map(|item| item.bytes).sum();
-        Ok(usage)
+        Ok(Usage { records, reclaimable_bytes: reclaimable })
     }
 
     /// Frees space. Images and what they need stay; so does what a process that runs now has used. Without
@@ -217,23 +165,16 @@ impl Store {
     }
 
     fn collect_garbage(&self, options: &PruneOptions) -> Result<Pruned> {
-        let tmp = self.root().join("tmp");
-        lease::clear_dead(&tmp)?;
-        // Before the look at who lives: who begins after that look uses things after this moment only.
+        let sweep = self.sweep_lock(true)?;
+        lease::clear_dead(&self.root().join("tmp"))?;
         let began = now_nanos();
-        let others = oldest_living(&tmp, &self.0.lease)?;
-        let living = others
-            .into_iter()
-            .chain(options.working_since)
-            .min()
-            .map_or(i64::MAX, |began| began.saturating_sub(USED_PRECISION));
+        let living = self.busy_since(options.working_since)?.unwrap_or(i64::MAX);
         let aged = options.older_than.map_or(i64::MAX, |age| began.saturating_sub(age));
         let cutoff = living.min(aged).min(began);
         let needed = self.needed_by_images()?;
         let pending = self.pending_layers();
         let mut pruned = Pruned::default();
         let mut doomed = vec![];
-        let sweep = self.sweep_lock(true)?;
         self.metadata().write_durably(|t| {
             if options.all {
                 pruned.results = t.execute("DELETE FROM result WHERE used < ?1", [cutoff])?;
@@ -260,7 +201,10 @@ impl Store {
                     if !options.all || !folder || !has_blob.exists([id])? {
                         continue;
                     }
-                    t.execute("UPDATE layer SET folder = 0, boot = NULL WHERE id = ?1", [id])?;
+                    t.execute(
+                        "UPDATE layer SET folder = 0, boot = NULL, size = 0 WHERE id = ?1",
+                        [id],
+                    )?;
                 } else {
                     t.execute("DELETE FROM layer_blob WHERE layer = ?1", [id])?;
                     t.execute("DELETE FROM layer WHERE id = ?1", [id])?;

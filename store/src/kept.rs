@@ -6,6 +6,7 @@
 //!   info                         what the name is, for people, and the first instance that may still be had
 //!   <n>/                         an instance
 //!     lock                       held by whoever uses it: shared, or alone; its time is when it was last used
+//!     size                       how large it was when it had last been used, where somebody asked
 //!     fs/                        the files
 //! ```
 //!
@@ -88,6 +89,8 @@ pub struct KeptItem {
     pub path: String,
     /// Its size in bytes.
     pub bytes: u64,
+    /// When it was made, in nanoseconds since 1970.
+    pub created: i64,
     /// When it was last used, in nanoseconds since 1970.
     pub used: i64,
     /// Whether a process uses it now.
@@ -194,12 +197,17 @@ impl Store {
                             .unwrap_or(&home)
                             .to_string_lossy()
                             .into_owned(),
-                        bytes: disk_usage(&home).at("read", &home)?,
+                        bytes: 0,
+                        created: created(&home).unwrap_or_else(|| used(&lock)),
                         used: used(&lock),
                         busy,
                     });
                 }
             }
+        }
+        // Measuring takes long, so nobody is kept waiting for it.
+        for item in &mut items {
+            item.bytes = measure(&self.root().join(&item.path), item)?;
         }
         Ok(items)
     }
@@ -231,6 +239,36 @@ impl Store {
             }
         }
         Ok((count, bytes))
+    }
+
+    /// Removes one instance, unless somebody uses it or has used it since `cutoff`, in nanoseconds since 1970. Returns
+    /// whether it went.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn remove_kept(&self, path: &str, cutoff: i64) -> Result<bool> {
+        let mut parts = Path::new(path).components().map(|part| part.as_os_str().to_str());
+        let parts: [Option<&str>; 4] = std::array::from_fn(|_| parts.next().flatten());
+        let [Some("kept"), Some(kind), Some(name), Some(number)] = parts else { return Ok(false) };
+        let Some(kind) = KeptKind::ALL.into_iter().find(|known| known.folder() == kind) else {
+            return Ok(false);
+        };
+        let top = self.kept_folder(kind).join(name);
+        let Ok(number) = number.parse::<u64>() else { return Ok(false) };
+        if !name.bytes().all(|byte| byte.is_ascii_hexdigit())
+            || !top.join(number.to_string()).is_dir()
+        {
+            return Ok(false);
+        }
+        let (_choosing, _) =
+            self.choose(&top, &info(&top).map(|info| info.name).unwrap_or_default())?;
+        let removed = self.remove_idle(&top.join(number.to_string()), cutoff)?.is_some();
+        if removed && instances(&top)?.is_empty() {
+            let gone = self.temporary("pruned");
+            fs::rename(&top, &gone).at("remove", &top)?;
+            remove_tree(&gone).at("remove", &gone)?;
+        }
+        Ok(removed)
     }
 
     /// Removes an instance that nobody uses and nobody has used since `cutoff`; the name's lock is held.
@@ -339,6 +377,34 @@ fn try_lock(lock: &File, operation: FlockOperation) -> io::Result<bool> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Returns the size of an instance. It is written down where nobody uses the instance, so that a large one that nobody has
+/// used since is not measured again.
+fn measure(home: &Path, item: &KeptItem) -> Result<u64> {
+    let note = home.join("size");
+    let noted = fs::read_to_string(&note).ok().and_then(|text| {
+        let (bytes, used) = text.split_once(' ')?;
+        let used: i64 = used.trim_end().parse().ok()?;
+        (used == item.used && !item.busy).then(|| bytes.parse().ok())?
+    });
+    if let Some(bytes) = noted {
+        return Ok(bytes);
+    }
+    let bytes = disk_usage(home).at("read", home)?;
+    // A full disk, or one that removed it meanwhile: it is measured again the next time.
+    if !item.busy
+        && let Err(error) = fs::write(&note, format!("{bytes} {}\n", item.used))
+    {
+        tracing::debug!(path = %note.display(), %error, "the size is not kept");
+    }
+    Ok(bytes)
+}
+
+fn created(home: &Path) -> Option<i64> {
+    let created = fs::metadata(home).and_then(|metadata| metadata.created()).ok()?;
+    let since = created.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_nanos()).ok()
 }
 
 /// The time of use is a help for the collector; a lock whose time cannot be set still locks.

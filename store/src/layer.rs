@@ -33,7 +33,7 @@ pub use compression::Compression;
 pub use diff::{DiffOptions, DiffStats, write_folder};
 pub use stack::{Follow, LayerStack, Located};
 pub use tar::{Entry, EntryKind, TarWriter};
-pub use tree::{CopyOptions, copy_tree, write_tree};
+pub use tree::{CopyOptions, copy_tree, write_tree, write_tree_below};
 
 /// Which extended attributes overlayfs uses for its own marks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

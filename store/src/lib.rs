@@ -11,7 +11,7 @@
 //!   kept/                     cache mounts, git repositories, what is known of downloads: see `kept`
 //!   stub/                     empty mount points for sandboxes
 //!   tmp/<pid>-<n>-<start>/    unfinished work of one process, with a lock that lives as long as the process
-//!   sweep                     a lock: shared while a blob gets its name and row, exclusive while the collector removes
+//!   sweep                     a lock: shared while a blob gets its name and row and while a process begins, exclusive while the collector removes
 //!   reserve                   some space to give up when the disk is full, so that the collector can work
 //!   metadata.db               everything else, see `metadata`
 //! ```
@@ -24,6 +24,7 @@ pub mod blocking;
 pub mod content;
 pub mod download;
 pub mod error;
+pub mod filter;
 mod folder;
 pub mod gc;
 pub mod image;
@@ -66,7 +67,7 @@ struct Inner {
     boot: String,
     overlay: Overlay,
     /// Layers that exist only as a list of what to copy, until somebody needs their bytes.
-    pending: Mutex<HashMap<snapshot::LayerId, Arc<tree::Tree>>>,
+    pending: Mutex<HashMap<snapshot::LayerId, snapshot::Pending>>,
     /// One entry per layer that is being unpacked or packed in this process.
     busy: snapshot::Busy,
 }
@@ -124,7 +125,10 @@ impl Store {
                     .at("set the mode of", &top)?;
             }
         }
+        // A collector that has looked who lives must not be surprised by somebody new.
+        let no_sweep = sweep_lock(&root, false)?;
         let lease = ProcessLease::acquire(&root.join("tmp"))?;
+        drop(no_sweep);
         let metadata = Metadata::open(&root.join("metadata.db"))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(
             // Without a boot id nothing unsynced is ever trusted again.
@@ -182,12 +186,7 @@ impl Store {
 
     /// Keeps the collector away, or with `exclusive` everybody who commits content, until the file is dropped.
     fn sweep_lock(&self, exclusive: bool) -> Result<fs::File> {
-        use rustix::fs::FlockOperation::{LockExclusive, LockShared};
-        let path = self.0.root.join("sweep");
-        let file = fs::File::options().create(true).append(true).open(&path).at("open", &path)?;
-        let operation = if exclusive { LockExclusive } else { LockShared };
-        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation)).at("lock", &path)?;
-        Ok(file)
+        sweep_lock(&self.0.root, exclusive)
     }
 
     /// Writes a file in one step: readers see the old or the new content.
@@ -229,6 +228,15 @@ impl Store {
     fn metadata(&self) -> &Metadata {
         &self.0.metadata
     }
+}
+
+fn sweep_lock(root: &Path, exclusive: bool) -> Result<fs::File> {
+    use rustix::fs::FlockOperation::{LockExclusive, LockShared};
+    let path = root.join("sweep");
+    let file = fs::File::options().create(true).append(true).open(&path).at("open", &path)?;
+    let operation = if exclusive { LockExclusive } else { LockShared };
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation)).at("lock", &path)?;
+    Ok(file)
 }
 
 /// Only root of the initial user namespace may set `trusted` attributes.

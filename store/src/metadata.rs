@@ -55,8 +55,12 @@ CREATE TABLE result (
 CREATE TABLE alias (key BLOB PRIMARY KEY, target BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
-/// What version 4 has more: how far the hashes of a blob have come after a segment.
-const FROM_3: &str = "ALTER TABLE segment ADD COLUMN after BLOB";
+/// What version 4 has more: what a layer is to those who look after disk space, and how far the hashes of a blob have come
+/// after a segment.
+const FROM_3: &str = "
+ALTER TABLE layer ADD COLUMN kind TEXT NOT NULL DEFAULT '';
+ALTER TABLE segment ADD COLUMN after BLOB;
+";
 
 /// What version 3 has more: where segments of layers are.
 const FROM_2: &str = "

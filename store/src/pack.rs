@@ -19,7 +19,7 @@ use self::packer::{Packer, Unnamed};
 use self::segment::PackedSegment;
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::layer::compression;
+use crate::layer::compression::{self, Kind};
 use crate::layer::{self, DiffOptions, TarWriter};
 use crate::snapshot::{
     BlobRow, LayerId, Row, insert_layer_blob, layer_error, not_as_named, not_here, unknown,
@@ -150,6 +150,46 @@ impl Store {
             packed.record(t, layer, options)
         })?;
         Ok(packed.blob)
+    }
+
+    /// Takes note that a blob holds a layer, as somebody says whom nobody vouches for, once that was seen to be true.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when it holds something else, or is not what its descriptor says.
+    pub fn adopt_layer_blob(&self, layer: LayerId, descriptor: &Descriptor) -> Result<()> {
+        let row = self.row(layer)?.ok_or_else(|| unknown(layer))?;
+        let compression = descriptor.media_type.compression().ok_or_else(|| {
+            let what = format!("{} is no layer but {}", descriptor.digest, descriptor.media_type);
+            Error::new(ErrorKind::Corrupt, what)
+        })?;
+        let blob = BlobRow {
+            digest: descriptor.digest.clone(),
+            checked: false,
+            media_type: descriptor.media_type.clone(),
+            compression,
+            level: None,
+            size: descriptor.size,
+        };
+        let mut start = vec![];
+        let file = self.open_blob(&blob.digest)?;
+        file.take(compression::SNIFF_LEN as u64)
+            .read_to_end(&mut start)
+            .context(|| format!("cannot read layer {}", blob.digest))?;
+        let found = match compression::sniff(&start) {
+            Kind::Plain => Some(Compression::Uncompressed),
+            Kind::Gzip => Some(Compression::Gzip),
+            Kind::Zstd => Some(Compression::Zstd),
+            Kind::Bzip2 | Kind::Xz => None,
+        };
+        if found != Some(compression) {
+            let what = format!(
+                "layer {} is not compressed as its media type {} says",
+                blob.digest, blob.media_type
+            );
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
+        self.read_layer(&blob, &row, &mut io::sink())?;
+        self.metadata().with(|c| insert_layer_blob(c, layer, descriptor, None, true))
     }
 
     /// Returns the blobs of a layer that are here. Where images name several for one layer, none is taken at its word:
@@ -328,7 +368,10 @@ mod tests {
         // First near the end, then where that one was copied from the one before, then at the beginning.
         for at in ["f/98", "f/5", "f/300", "a", "z"] {
             let mut changed = tree(files.path(), 400);
-            let kind = Kind::File { content: Content::Inline(at.as_bytes().into()), size: at.len() as u64 };
+            let kind = Kind::File {
+                content: Content::Inline(at.as_bytes().into()),
+                size: at.len() as u64,
+            };
             changed.insert(at.as_bytes(), Entry { kind, ..Entry::directory(0o644, 0) });
             let cold = tempfile::tempdir().unwrap();
             let expected = pack(&Store::open(cold.path()).unwrap(), changed.clone()).unwrap();

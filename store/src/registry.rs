@@ -225,6 +225,21 @@ impl Registry {
         }
     }
 
+    /// Fetches a token for whoever speaks to a registry in place of this client. `host` is what credentials are kept
+    /// under, `realm` the URL of the token server.
+    ///
+    /// # Errors
+    /// When the token server refuses, or cannot be reached.
+    pub async fn token(
+        &self,
+        host: &str,
+        realm: &str,
+        service: Option<&str>,
+        scopes: &[String],
+    ) -> Result<Token, RegistryError> {
+        self.inner.token_for(host, realm, service, scopes).await
+    }
+
     /// Returns what a name points at, without fetching it where the registry allows.
     ///
     /// # Errors

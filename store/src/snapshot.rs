@@ -47,6 +47,14 @@ impl Snapshot {
     }
 }
 
+/// A layer that is not written down yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    tree: Arc<Tree>,
+    /// When somebody last asked for it, in nanoseconds since 1970.
+    touched: i64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) id: LayerId,
@@ -194,11 +202,12 @@ impl Store {
     /// When the database fails.
     pub fn adopt_tree(&self, tree: Tree, description: &str) -> Result<LayerId> {
         let layer = self.insert_layer(None, now_nanos(), description)?;
-        self.pending_trees().insert(layer, Arc::new(tree));
+        let pending = Pending { tree: Arc::new(tree), touched: now_nanos() };
+        self.pending_trees().insert(layer, pending);
         Ok(layer)
     }
 
-    fn pending_trees(&self) -> std::sync::MutexGuard<'_, HashMap<LayerId, Arc<Tree>>> {
+    fn pending_trees(&self) -> std::sync::MutexGuard<'_, HashMap<LayerId, Pending>> {
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -209,7 +218,25 @@ impl Store {
 
     /// Returns the tree of a layer that has not been written down.
     pub fn pending_tree(&self, layer: LayerId) -> Option<Arc<Tree>> {
-        self.pending_trees().get(&layer).cloned()
+        let mut pending = self.pending_trees();
+        let found = pending.get_mut(&layer)?;
+        found.touched = now_nanos();
+        Some(found.tree.clone())
+    }
+
+    /// Forgets trees that nobody has asked for since a time, in nanoseconds since 1970: a process that goes on for long
+    /// would keep those of all its builds. A layer that has no other form is then made again by those who want it.
+    pub fn forget_trees(&self, before: i64) -> usize {
+        let mut gone = vec![];
+        // Trees are large, so they are dropped once the lock is free.
+        self.pending_trees().retain(|_, pending| {
+            let keep = pending.touched >= before;
+            if !keep {
+                gone.push(pending.tree.clone());
+            }
+            keep
+        });
+        gone.len()
     }
 
     pub(crate) fn row(&self, layer: LayerId) -> Result<Option<Row>> {
@@ -527,8 +554,15 @@ impl Store {
     /// # Errors
     /// As [`ensure_folder`](Self::ensure_folder).
     pub fn stack(&self, layers: &[LayerId]) -> Result<LayerStack> {
-        let folders = self.folders(layers)?;
-        LayerStack::open_folders(&folders, self.overlay())
+        self.stack_folders(&self.folders(layers)?)
+    }
+
+    /// Opens folders in overlay form, base first, that need be no layers; they may be those of a process that runs.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn stack_folders(&self, folders: &[PathBuf]) -> Result<LayerStack> {
+        LayerStack::open_folders(folders, self.overlay())
             .map_err(|error| layer_error("cannot read the layers", error))
     }
 

@@ -4,7 +4,7 @@
 //! made. File operations are decided here, against what the stack holds, and only the top is written down.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::Read;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -52,6 +52,11 @@ impl Store {
 }
 
 impl View {
+    /// Makes a view of folders.
+    pub fn of_stack(stack: LayerStack) -> Self {
+        Self { stack, ..Self::default() }
+    }
+
     /// Makes a view of one tree.
     pub fn of_tree(tree: Arc<Tree>) -> Self {
         Self { trees: vec![tree], ..Self::default() }
@@ -276,14 +281,34 @@ impl View {
                 ),
             ));
         }
-        match content {
-            Content::Inline(bytes) => Ok(Some(bytes.to_vec())),
-            Content::Host { path, .. } => {
-                let mut bytes = vec![];
-                open_regular(&path)?.take(limit).read_to_end(&mut bytes).at("read", &path)?;
-                Ok(Some(bytes))
+        read_content(content, limit).map(Some)
+    }
+
+    /// Reads the first bytes of a regular file, at most `length`, links followed; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn read_start(&self, path: &[u8], length: u64) -> Result<Option<Vec<u8>>> {
+        match self.resolve(path, true)?.entry {
+            Some(Entry { kind: Kind::File { content, .. }, .. }) => {
+                read_content(content, length).map(Some)
             }
+            _ => Ok(None),
         }
+    }
+
+    /// Opens a regular file, links followed; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn open(&self, path: &[u8]) -> Result<Option<Box<dyn Read + Send>>> {
+        Ok(match self.resolve(path, true)?.entry {
+            Some(Entry { kind: Kind::File { content, .. }, .. }) => Some(match content {
+                Content::Inline(bytes) => Box::new(std::io::Cursor::new(bytes)),
+                Content::Host { path, .. } => Box::new(open_regular(&path)?),
+            }),
+            _ => None,
+        })
     }
 
     /// Puts an entry at a path, which is taken literally; parents must be there. What was there is replaced whole, except
@@ -364,6 +389,20 @@ impl View {
             }
         }
         Ok(())
+    }
+}
+
+fn read_content(content: Content, limit: u64) -> Result<Vec<u8>> {
+    match content {
+        Content::Inline(bytes) => {
+            let length = usize::try_from(limit).unwrap_or(usize::MAX).min(bytes.len());
+            Ok(bytes[..length].to_vec())
+        }
+        Content::Host { path, .. } => {
+            let mut bytes = vec![];
+            open_regular(&path)?.take(limit).read_to_end(&mut bytes).at("read", &path)?;
+            Ok(bytes)
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub use layout::{Image, Layout};
 pub use registry::Registry;
 pub use sandbox::{Ran, Running, Sandbox, Slipway};
 pub use server::{Reply, Request, Server};
-pub use tools::{base_archive, foreign_platform, host_platform, noise, tool};
+pub use tools::{base_archive, foreign_platform, frontend_binary, host_platform, noise, tool};
 pub use tree::{Entry, Tree};
 
 /// A base image with a shell and the usual commands, for linux/amd64 and linux/arm64.

@@ -102,6 +102,7 @@ impl Sandbox {
             "SOURCE_DATE_EPOCH",
             "DOCKER_DEFAULT_PLATFORM",
             "BUILDKIT_PROGRESS",
+            "BUILDKIT_HOST",
             "DOCKER_AUTH_CONFIG",
             "http_proxy",
             "https_proxy",
@@ -413,6 +414,11 @@ pub struct Running<'a> {
 }
 
 impl Running<'_> {
+    /// Returns the id of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal to it, and to nothing that it started.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);

@@ -25,17 +25,26 @@ pub(crate) fn repository() -> &'static Path {
 
 /// Returns the binary under test: `SLIPWAY_BIN`, or the debug build beside the tests.
 pub(crate) fn slipway_binary() -> PathBuf {
-    let binary = std::env::var_os("SLIPWAY_BIN").map_or_else(
+    binary("SLIPWAY_BIN", "slipway", "slipway-cli")
+}
+
+/// Returns the stand-alone frontend: `SLIPWAY_FRONTEND_BIN`, or the debug build beside the tests.
+pub fn frontend_binary() -> PathBuf {
+    binary("SLIPWAY_FRONTEND_BIN", "slipway-gateway", "slipway-gateway")
+}
+
+fn binary(variable: &str, name: &str, package: &str) -> PathBuf {
+    let binary = std::env::var_os(variable).map_or_else(
         || {
             let tests = std::env::current_exe().expect("the path of the test program");
             // target/debug/deps/e2e-…
-            tests.ancestors().nth(2).expect("test programs lie two folders deep").join("slipway")
+            tests.ancestors().nth(2).expect("test programs lie two folders deep").join(name)
         },
         PathBuf::from,
     );
     assert!(
         binary.is_file(),
-        "no slipway at {}; run \"cargo build -p slipway-cli\" first",
+        "no {name} at {}; run \"cargo build -p {package}\" first",
         binary.display()
     );
     binary

@@ -6,7 +6,10 @@ use clap::{Args, ValueEnum};
 use slipway_spec::ImageReference;
 
 use super::annotation::{Annotation, annotation};
+use super::builder::BuilderArgs;
+use super::cache::{CacheList, cache_list};
 use super::call::{Call, call};
+use super::context::{NamedContext, named_context};
 use super::step::StepArgs;
 use super::unsupported::UnsupportedArgs;
 use super::value::{KeyValue, PlatformList, boolean, key_value, platform_list, reference};
@@ -15,7 +18,7 @@ use crate::output::{OutputSpec, parse_output};
 /// Arguments of `build`.
 #[derive(Args, Debug)]
 pub(crate) struct BuildArgs {
-    /// Name of the Dockerfile [default: CONTEXT/Dockerfile]
+    /// Name or URL of the Dockerfile, or - for standard input [default: CONTEXT/Dockerfile]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<String>,
     /// Name the image; may be given several times
@@ -27,6 +30,9 @@ pub(crate) struct BuildArgs {
     /// Set a build argument; a bare KEY takes its value from the environment
     #[arg(long = "build-arg", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) build_args: Vec<KeyValue>,
+    /// Use a folder, a URL, docker-image://NAME or oci-layout://FOLDER in place of a stage or image, as NAME=VALUE
+    #[arg(long = "build-context", value_name = "NAME=VALUE", value_parser = named_context)]
+    pub(crate) contexts: Vec<NamedContext>,
     /// Stop at this stage [default: the last one]
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
@@ -52,6 +58,14 @@ pub(crate) struct BuildArgs {
     /// A lone PATH stands for type=local,dest=PATH, and - for type=tar,dest=-. May be given several times.
     #[arg(short, long = "output", value_name = "OUTPUT", value_parser = parse_output)]
     pub(crate) outputs: Vec<OutputSpec>,
+    /// Look for results in a cache: NAME[,NAME…] in a registry, or type=registry|local[,KEY=VALUE…]
+    #[arg(long = "cache-from", value_name = "CACHE", value_parser = cache_list)]
+    pub(crate) cache_from: Vec<CacheList>,
+    /// Write a cache of results: type=inline|registry|local[,KEY=VALUE…]
+    ///
+    /// mode=max has the results of all steps, mode=min (the default) those whose layers are in the image.
+    #[arg(long = "cache-to", value_name = "CACHE", value_parser = cache_list)]
+    pub(crate) cache_to: Vec<CacheList>,
     /// Push the image to its registry
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
         hide_default_value = true, value_name = "BOOL", value_parser = boolean)]
@@ -88,10 +102,14 @@ pub(crate) struct BuildArgs {
     /// What the processes of RUN are given and may use.
     #[command(flatten)]
     pub(crate) steps: StepArgs,
+    /// Which daemon builds, if one does.
+    #[command(flatten)]
+    pub(crate) builder: BuilderArgs,
     /// Flags that other builders know.
     #[command(flatten)]
     pub(crate) unsupported: UnsupportedArgs,
-    /// The folder that COPY and ADD read from
+    /// What COPY and ADD read from: a folder, a git repository, the URL of an archive or Dockerfile, or - for standard
+    /// input
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: String,
 }

@@ -28,10 +28,6 @@ const fn refuse(name: &'static str) -> Known {
 
 const KNOWN: &[Known] = &[
     refuse("attest"),
-    refuse("build-context"),
-    refuse("builder"),
-    refuse("cache-from"),
-    refuse("cache-to"),
     Known { name: "compress", short: None, takes_value: false, answer: Answer::Ignore },
     Known { name: "force-rm", short: None, takes_value: false, answer: Answer::Ignore },
     Known { name: "isolation", short: None, takes_value: true, answer: Answer::Warn },
@@ -119,7 +115,7 @@ mod tests {
     fn known_flags_are_recognised_with_their_values() {
         for (words, refused) in [
             (&["--policy", "id=a,src=b"][..], &["--policy"][..]),
-            (&["--builder=default", "--attest", "type=sbom"], &["--attest", "--builder"]),
+            (&["--policy=default", "--attest", "type=sbom"], &["--attest", "--policy"]),
             (&["--provenance=false", "--sbom", "false"], &[]),
             (&["--provenance=mode=max"], &["--provenance"]),
             (&["--sbom=true"], &["--sbom"]),

@@ -1,17 +1,23 @@
 //! `slipway build`.
 
 pub(crate) mod call;
+pub(crate) mod inputs;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use slipway_engine::BuildError;
+use slipway_engine::cache::{CacheEntry, CacheExport, parse_exports};
+use slipway_engine::solver::policy::Policy;
 use slipway_spec::{ImageReference, Platform};
 
+use self::inputs::BuildInputs;
 use super::Context;
 use crate::args::build::{BuildArgs, ProgressMode};
+use crate::args::cache::CacheList;
 use crate::args::call::Call;
-use crate::args::step::StepPlan;
-use crate::args::value::{join_platforms, with_empty, with_environment};
+use crate::args::step::{SshSpec, StepPlan};
+use crate::args::value::{boolean, join_platforms, with_empty, with_environment};
 use crate::failure::Failure;
 use crate::metadata_file::{BuildMetadata, clear_iidfile, write_iidfile, write_metadata};
 use crate::output::{OutputFlags, OutputKind, OutputSpec, resolve_outputs};
@@ -38,24 +44,13 @@ pub(crate) enum BuildNetwork {
     None,
 }
 
-/// Where the Dockerfile is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum DockerfilePlace {
-    /// In a file.
-    Path(PathBuf),
-    /// On standard input.
-    Stdin,
-}
-
 /// A build, ready to be asked of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BuildPlan {
-    /// The folder that `COPY` and `ADD` read from.
-    pub(crate) context: PathBuf,
-    /// The Dockerfile; it need not be in the context.
-    pub(crate) dockerfile: DockerfilePlace,
-    /// The Dockerfile's name as people know it, for messages.
-    pub(crate) dockerfile_name: String,
+    /// What is read.
+    pub(crate) inputs: BuildInputs,
+    /// What is allowed to be read from outside.
+    pub(crate) source_policy: Option<Policy>,
     /// The image's names.
     pub(crate) tags: Vec<ImageReference>,
     /// What to build for; empty for the host alone.
@@ -78,6 +73,10 @@ pub(crate) struct BuildPlan {
     pub(crate) steps: StepPlan,
     /// Where the result goes; empty only when nothing is built.
     pub(crate) outputs: Vec<OutputSpec>,
+    /// Caches to look into.
+    pub(crate) cache_imports: Vec<CacheEntry>,
+    /// Caches to write.
+    pub(crate) cache_exports: Vec<CacheExport>,
     /// How progress is shown.
     pub(crate) progress: ProgressMode,
     /// Whether the id is printed.
@@ -99,8 +98,11 @@ pub(crate) fn plan(args: &BuildArgs, context: &Context) -> Result<BuildPlan, Fai
     for flag in &args.unsupported.ignored {
         context.printer.note(&format!("WARNING: {flag} has no effect"));
     }
-    let folder = context_folder(&args.context)?;
-    let (dockerfile, dockerfile_name) = dockerfile(args.file.as_deref(), &folder)?;
+    let inputs = BuildInputs::find(&args.context, args.file.as_deref(), &args.contexts)?;
+    let mut steps = args.steps.plan()?;
+    if steps.ssh.is_empty() && inputs.wants_ssh() {
+        steps.ssh.push(SshSpec { id: "default".into(), paths: vec![] });
+    }
     let call = if args.check { Some(Call::check()) } else { args.call.clone() };
     let call = call.filter(|call| call.name != "build");
     let outputs = match &call {
@@ -132,10 +134,18 @@ pub(crate) fn plan(args: &BuildArgs, context: &Context) -> Result<BuildPlan, Fai
     {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert_with(|| epoch.into());
     }
+    let wanted = |error: BuildError| Failure::new(error.to_string());
+    let cache_imports = cache_entries(&args.cache_from);
+    cache_imports.iter().try_for_each(CacheEntry::check_import).map_err(wanted)?;
+    let mut cache_exports = cache_entries(&args.cache_to);
+    // As with buildx, a build argument that no Dockerfile declares.
+    if build_args.get("BUILDKIT_INLINE_CACHE").is_some_and(|text| boolean(text) == Ok(true)) {
+        cache_exports.push(CacheEntry { kind: "inline".into(), ..CacheEntry::default() });
+    }
+    let cache_exports = parse_exports(&cache_exports).map_err(wanted)?;
     Ok(BuildPlan {
-        context: folder,
-        dockerfile,
-        dockerfile_name,
+        inputs,
+        source_policy: source_policy(context)?,
         tags: args.tags.clone(),
         platforms: context.settings.platforms(join_platforms(&args.platforms)),
         build_args,
@@ -148,14 +158,20 @@ pub(crate) fn plan(args: &BuildArgs, context: &Context) -> Result<BuildPlan, Fai
         },
         pull: args.pull,
         network: network(&args.network)?,
-        steps: args.steps.plan()?,
+        steps,
         progress: progress(args.progress, args.quiet)?,
         call,
         print_id: args.quiet && !outputs.iter().any(OutputSpec::uses_stdout),
         outputs,
+        cache_imports,
+        cache_exports,
         iidfile: args.iidfile.clone(),
         metadata_file: args.metadata_file.clone(),
     })
+}
+
+fn cache_entries(lists: &[CacheList]) -> Vec<CacheEntry> {
+    lists.iter().flat_map(|CacheList(entries)| entries).cloned().collect()
 }
 
 /// Does what must come before the build.
@@ -188,64 +204,22 @@ pub(crate) fn report(
     Ok(())
 }
 
-fn context_folder(text: &str) -> Result<PathBuf, Failure> {
-    let unsupported =
-        |what: &str| Err(Failure::new(format!("not supported yet: {what} as the build context")));
-    if text == "-" {
-        return unsupported("standard input");
-    }
-    let path = Path::new(text);
-    // As with docker, what exists as a folder is one, whatever it looks like.
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => Ok(path.to_path_buf()),
-        _ if is_remote(text) => unsupported("a URL"),
-        Ok(_) => Err(Failure::new(format!("the build context {text:?} is not a folder"))
-            .hint("name the folder, and the Dockerfile with -f")),
-        Err(error) => Err(Failure::new(format!("cannot use the build context {text:?}: {error}"))),
-    }
-}
+/// The variable that names the file of a source policy, as BuildKit's clients have it.
+const SOURCE_POLICY: &str = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY";
 
-fn is_remote(text: &str) -> bool {
-    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"]
-        .iter()
-        .any(|start| text.starts_with(start))
-}
-
-fn dockerfile(flag: Option<&str>, folder: &Path) -> Result<(DockerfilePlace, String), Failure> {
-    let unsupported =
-        |what: &str| Err(Failure::new(format!("not supported yet: {what} as the Dockerfile")));
-    let path = match flag {
-        Some("-") => return Ok((DockerfilePlace::Stdin, "Dockerfile".into())),
-        Some(text) if is_remote(text) => return unsupported("a URL"),
-        Some(text) => PathBuf::from(text),
-        None => ["Dockerfile", "dockerfile"]
-            .iter()
-            .map(|name| folder.join(name))
-            .find(|path| path.exists())
-            .unwrap_or_else(|| folder.join("Dockerfile")),
-    };
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => Err(Failure::new(format!(
-            "cannot read the Dockerfile {}: it is a folder",
-            path.display()
-        ))),
-        Ok(_) => {
-            let name = flag.map_or_else(
-                || path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                |text| text.trim_start_matches("./").to_owned(),
-            );
-            Ok((DockerfilePlace::Path(path), name))
-        }
-        Err(error) => {
-            let failure =
-                Failure::new(format!("cannot read the Dockerfile {}: {error}", path.display()));
-            Err(if flag.is_none() {
-                failure.hint("name another file with -f FILE")
-            } else {
-                failure
-            })
-        }
-    }
+fn source_policy(context: &Context) -> Result<Option<Policy>, Failure> {
+    let path = context.environment.get(SOURCE_POLICY).filter(|path| !path.is_empty());
+    let Some(path) = path.map(Path::new) else { return Ok(None) };
+    let hint = format!("the file is named by {SOURCE_POLICY}");
+    let text = std::fs::read(path).map_err(|error| {
+        Failure::new(format!("failed to read policy file {}: {error}", path.display()))
+            .hint(hint.clone())
+    })?;
+    let policy = Policy::from_json(&text).map_err(|error| {
+        Failure::new(format!("failed to parse source policy {}: {error}", path.display()))
+            .hint(hint)
+    })?;
+    Ok(Some(policy))
 }
 
 fn network(text: &str) -> Result<BuildNetwork, Failure> {
@@ -275,6 +249,7 @@ mod tests {
 
     use slipway_spec::{Descriptor, Digest, MediaType};
 
+    use super::inputs::DockerfilePlace;
     use super::*;
     use crate::args::Command;
     use crate::command::testing;
@@ -339,7 +314,7 @@ mod tests {
             ("", &None, &NoCache::All)
         );
         assert_eq!(
-            (plan.dockerfile_name.as_str(), plan.network),
+            (plan.inputs.dockerfile_name.as_str(), plan.network),
             ("Dockerfile", BuildNetwork::Default)
         );
         assert_eq!(plan.outputs[0].attrs["name"], "docker.io/library/a:latest");
@@ -358,7 +333,6 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let case = Case::new(&[]);
-        let file = case.path("Dockerfile");
         for (words, message) in [
             (&["--policy", "x"][..], "not supported yet: --policy"),
             (&["--network", "mine"], "not supported yet: --network mine"),
@@ -366,23 +340,12 @@ mod tests {
             (&["--iidfile", "x", "-o", "out"], "type=local"),
             (&["-o", "-", "--output=type=oci"], "only one output"),
             (&["--push"], "name is needed"),
-            (&["-f", "https://x/Dockerfile"], "a URL as the Dockerfile"),
             (&["-f", "/no/such/file"], "/no/such/file"),
             (&["-f", "/"], "is a folder"),
         ] {
             let failure = case.plan(words).unwrap_err();
             assert!(failure.message.contains(message), "{words:?}: {failure}");
             assert_eq!(failure.exit_code, 1);
-        }
-        for (context, message) in [
-            ("-", "standard input"),
-            ("https://github.com/a/b.git#main", "a URL"),
-            ("git@github.com:a/b", "a URL"),
-            (&file, "not a folder"),
-            ("/no/such/folder", "/no/such/folder"),
-        ] {
-            let failure = context_folder(context).unwrap_err();
-            assert!(failure.message.contains(message), "{context}: {failure}");
         }
         assert_eq!(case.stderr.take(), "");
         case.plan(&["--squash", "--rm", "--provenance=false"]).unwrap();
@@ -393,17 +356,44 @@ mod tests {
     fn the_dockerfile_is_found() {
         let case = Case::new(&[]);
         fs::rename(case.path("Dockerfile"), case.path("dockerfile")).unwrap();
-        assert_eq!(case.plan(&[]).unwrap().dockerfile_name, "dockerfile");
+        assert_eq!(case.plan(&[]).unwrap().inputs.dockerfile_name, "dockerfile");
         fs::rename(case.path("dockerfile"), case.path("other")).unwrap();
         let failure = case.plan(&[]).unwrap_err();
         assert!(failure.message.contains("/Dockerfile: No such file"), "{failure}");
         assert_eq!(failure.hints.len(), 1);
         let other = case.path("other");
         assert_eq!(
-            case.plan(&["-f", &other]).unwrap().dockerfile,
+            case.plan(&["-f", &other]).unwrap().inputs.dockerfile,
             DockerfilePlace::Path(other.into())
         );
-        assert_eq!(case.plan(&["-f", "-"]).unwrap().dockerfile, DockerfilePlace::Stdin);
+        assert_eq!(case.plan(&["-f", "-"]).unwrap().inputs.dockerfile, DockerfilePlace::Stdin);
+    }
+
+    #[test]
+    fn a_source_policy_is_read_from_the_file_that_the_environment_names() {
+        let policy = tempfile::NamedTempFile::new().unwrap();
+        let path = policy.path().to_str().unwrap();
+        let case = Case::new(&[(SOURCE_POLICY, path)]);
+        let rule = r#"{"rules": [{"action": "DENY", "selector": {"identifier": "https://*"}}]}"#;
+        fs::write(path, rule).unwrap();
+        assert_eq!(case.plan(&[]).unwrap().source_policy.unwrap().rules.len(), 1);
+        fs::write(path, r#"{"rules": [{"actoin": "DENY"}]}"#).unwrap();
+        let failure = case.plan(&[]).unwrap_err();
+        assert!(failure.message.contains("failed to parse source policy"), "{failure}");
+        let case = Case::new(&[(SOURCE_POLICY, "/no/such/policy.json")]);
+        let failure = case.plan(&[]).unwrap_err();
+        assert!(failure.message.contains("/no/such/policy.json"), "{failure}");
+        assert_eq!(Case::new(&[]).plan(&[]).unwrap().source_policy, None);
+    }
+
+    #[test]
+    fn a_repository_over_ssh_gets_the_agent() {
+        let case = Case::new(&[]);
+        let Command::Build(args) = testing::command(&["build", "git@h.example:a/b"]) else {
+            panic!("build")
+        };
+        assert_eq!(plan(&args, &case.context).unwrap().steps.ssh[0].id, "default");
+        assert!(case.plan(&[]).unwrap().steps.ssh.is_empty());
     }
 
     #[test]

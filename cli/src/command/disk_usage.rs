@@ -105,6 +105,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+    use crate::args::Command;
     use crate::command::testing;
 
     fn records() -> Vec<UsageRecord> {
@@ -125,7 +126,9 @@ mod tests {
 
     fn printed(verbose: bool, records: &[UsageRecord]) -> String {
         let (context, stdout, _) = testing::context(&[]);
-        print(&DuArgs { verbose }, records, UNIX_EPOCH + Duration::from_secs(7200), &context);
+        let words: &[&str] = if verbose { &["du", "-v"] } else { &["du"] };
+        let Command::Du(args) = testing::command(words) else { panic!("not du") };
+        print(&args, records, UNIX_EPOCH + Duration::from_secs(7200), &context);
         stdout.take()
     }
 

@@ -53,9 +53,15 @@ async fn serve(engine: Engine, options: DaemonOptions) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let root = options.root.display().to_string();
-    let daemon =
-        Daemon::new(engine, ServeOptions { labels: options.labels, allowed: options.allowed })
-            .map_err(|error| Failure::new(format!("cannot use {root}: {error}")))?;
+    let serving = ServeOptions {
+        frontends: options.config.frontends,
+        labels: options.labels,
+        allowed: options.allowed,
+        history: options.config.history,
+        gc: options.config.worker.gc,
+    };
+    let daemon = Daemon::new(engine, serving)
+        .map_err(|error| Failure::new(format!("cannot use {root}: {error}")))?;
     let listeners = Listeners::bind(&options.addresses, &options.listen)
         .await
         .map_err(|error| Failure::of(&error))?;

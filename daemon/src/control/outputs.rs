@@ -12,7 +12,9 @@ use slipway_engine::{Build, BuildError, BuildResult, Export, Task, source_date_e
 use slipway_spec::wire::control::{Exporter, SolveRequest};
 use tonic::Status;
 
+use super::layout;
 use crate::failure::build_status;
+use crate::history::Recording;
 use crate::session::SessionGroup;
 use crate::session::file_send::{ExportTree, FolderTarget, SessionSink, export_tree, send_tree};
 use crate::session::file_sync::TransferProgress;
@@ -21,11 +23,14 @@ use crate::session::file_sync::TransferProgress;
 pub(super) struct Target<'a> {
     pub(super) build: &'a Build,
     pub(super) sessions: &'a SessionGroup,
+    pub(super) recording: Option<&'a Recording>,
 }
 
 /// Returns the time of what a build makes, in seconds since 1970, where the client sets it.
 pub(super) fn epoch(request: &SolveRequest) -> Result<Option<i64>, Status> {
+    // Where the argument is no number, the frontend finds out what is meant.
     let argument = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH");
+    let argument = argument.filter(|text| text.parse::<i64>().is_ok());
     let attribute = request.exporters.iter().find_map(|e| e.attrs.get("source-date-epoch"));
     source_date_epoch(attribute.or(argument)).map_err(|error| {
         // What a client gave, not what a build met.
@@ -67,28 +72,39 @@ pub(super) async fn export(
                 target.make(results, multi_platform, export, &mut result).await?;
             }
             kind @ ("oci" | "docker") => {
+                let archive = flag(&attrs, "tar")?.unwrap_or(true);
+                attrs.remove("tar");
                 let mut options = image_options(&attrs)?;
                 // An OCI archive has OCI media types whatever else is said.
                 options.blobs.docker &= kind == "docker";
-                let sink = target.sink(at, &response).await?;
-                let export = Export::Archive { options, docker: kind == "docker", sink };
-                target.make(results, multi_platform, export, &mut result).await?;
+                let docker = kind == "docker";
+                if archive {
+                    let sink = target.sink(at, &response).await?;
+                    let export = Export::Archive { options, docker, sink };
+                    target.make(results, multi_platform, export, &mut result).await?;
+                } else {
+                    let how = (&options, docker);
+                    layout::export(target, results, multi_platform, how, &mut result).await?;
+                }
             }
             "tar" => {
-                let split = split(&attrs)?;
+                let split = flag(&attrs, "platform-split")?;
                 let sink = target.sink(at, &response).await?;
                 target
                     .make(results, multi_platform, Export::Tar { split, sink }, &mut result)
                     .await?;
             }
             "local" => {
-                let split = split(&attrs)?.unwrap_or(multi_platform);
+                let split = flag(&attrs, "platform-split")?.unwrap_or(multi_platform);
                 let whole = attrs.get("mode").is_some_and(|mode| mode == "delete");
                 target.folder(results, split, whole, at).await?;
             }
             other => {
                 return Err(Status::unknown(format!("exporter {other:?} could not be found")));
             }
+        }
+        if let (Some(recording), Some(made)) = (target.recording, &result.image) {
+            recording.exported(at, made);
         }
         response.extend(describe(&result));
     }
@@ -140,7 +156,7 @@ impl Target<'_> {
     }
 }
 
-fn no_session(error: crate::session::SessionError) -> Status {
+pub(super) fn no_session(error: crate::session::SessionError) -> Status {
     Status::unavailable(error.to_string())
 }
 
@@ -148,14 +164,14 @@ fn image_options(attrs: &BTreeMap<String, String>) -> Result<ImageOptions, Statu
     ImageOptions::parse(attrs).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn split(attrs: &BTreeMap<String, String>) -> Result<Option<bool>, Status> {
-    match attrs.get("platform-split").map(String::as_str) {
+fn flag(attrs: &BTreeMap<String, String>, name: &str) -> Result<Option<bool>, Status> {
+    match attrs.get(name).map(String::as_str) {
         None => Ok(None),
         Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
-        Some(other) => Err(Status::invalid_argument(format!(
-            "platform-split: {other:?} is neither true nor false"
-        ))),
+        Some(other) => {
+            Err(Status::invalid_argument(format!("{name}: {other:?} is neither true nor false")))
+        }
     }
 }
 

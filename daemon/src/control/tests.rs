@@ -1,9 +1,12 @@
 //! The services as clients see them, over a connection, in the order of their calls.
 
 mod builds;
+mod content;
 mod frontends;
+mod history;
 mod hostile;
 mod peer;
+mod usage;
 
 #[path = "../session/file_sync/go_sender.rs"]
 #[expect(
@@ -12,5 +15,3 @@ mod peer;
     reason = "private to the tests of transfers, which use more of it"
 )]
 mod go_sender;
-
-use crate::session::file_sync::packet;

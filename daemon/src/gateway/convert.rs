@@ -7,16 +7,15 @@ use serde::Deserialize;
 use slipway_engine::store::tree::{Entry, Kind};
 use slipway_spec::wire::fsutil::Stat;
 use slipway_spec::{ImageConfig, Platform};
+use slipway_transport::files;
 use tonic::Status;
-
-use crate::session::file_sync::packet::FileType;
 
 /// Describes an entry as Go programs do.
 pub(super) fn stat(name: &[u8], entry: &Entry) -> Stat {
     let mut found = Stat {
         path: Bytes::copy_from_slice(name),
         // A view shows no whiteouts.
-        mode: FileType::of_kind(&entry.kind).map_or(0, |kind| kind.mode(entry.mode)),
+        mode: files::file_type(&entry.kind).map_or(0, |kind| kind.mode(entry.mode)),
         uid: entry.uid,
         gid: entry.gid,
         mod_time: entry.mtime,
@@ -68,6 +67,18 @@ pub(super) fn platforms(metadata: Option<&Bytes>) -> Result<Vec<(String, Platfor
     Ok(read.platforms.into_iter().map(|named| (named.id, named.platform)).collect())
 }
 
+/// Reads the config of an image.
+pub(super) fn config(key: &str, bytes: &[u8]) -> Result<ImageConfig, Status> {
+    let invalid = |why: &dyn std::fmt::Display| {
+        Status::invalid_argument(format!("the image config in {key} is invalid: {why}"))
+    };
+    // A list would be read as the fields in order, of which none is required.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(invalid(&"it is not an object"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| invalid(&error))
+}
+
 /// The config of a result that no frontend described.
 pub(super) fn default_config(platform: &Platform) -> ImageConfig {
     let mut config = ImageConfig {
@@ -80,4 +91,19 @@ pub(super) fn default_config(platform: &Platform) -> ImageConfig {
     config.config.env =
         vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()];
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_is_an_object() {
+        assert_eq!(config("k", b" {\"os\":\"linux\"}").unwrap().os, "linux");
+        for bad in [&b"[]"[..], b"null", b"", b"{", b"[[]]", b"{\"os\":1}"] {
+            let error = config("containerimage.config", bad).unwrap_err();
+            assert_eq!(error.code(), tonic::Code::InvalidArgument);
+            assert!(error.message().starts_with("the image config in containerimage.config is"));
+        }
+    }
 }

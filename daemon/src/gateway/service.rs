@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use slipway_engine::solver::emulation::Emulation;
 use slipway_spec::wire::control::VertexWarning;
@@ -18,11 +19,11 @@ use slipway_spec::wire::gateway::{
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Gateway;
+use super::{Gateway, process};
 use crate::builds::Builds;
+use crate::capability;
 use crate::failure::from_wire;
 use crate::worker::WorkerInfo;
-use crate::{capability, failure};
 
 /// The header with the id of the build.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -30,12 +31,21 @@ const BUILD_ID: &str = "buildkit-controlapi-buildid";
 /// Builds and calls about them are started at the same time.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// Passes calls on to the build that they name.
+/// Passes calls on to the build that they are about.
 #[derive(Clone, Debug)]
 pub struct GatewayService {
-    builds: Builds,
+    of: Of,
     worker: WorkerInfo,
     emulation: Arc<Emulation>,
+}
+
+/// Which builds calls are about.
+#[derive(Clone, Debug)]
+enum Of {
+    /// Each call names one.
+    Builds(Builds),
+    /// All of a connection are about the same.
+    One(Arc<Gateway>),
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -43,15 +53,24 @@ type Answer<T> = Result<Response<T>, Status>;
 impl GatewayService {
     /// Serves the builds of a table.
     pub fn new(builds: Builds, worker: WorkerInfo, emulation: Arc<Emulation>) -> Self {
-        Self { builds, worker, emulation }
+        Self { of: Of::Builds(builds), worker, emulation }
+    }
+
+    /// Serves the one frontend at the other end of a connection.
+    pub(super) fn of(gateway: Arc<Gateway>, worker: WorkerInfo, emulation: Arc<Emulation>) -> Self {
+        Self { of: Of::One(gateway), worker, emulation }
     }
 
     async fn gateway(&self, metadata: &MetadataMap) -> Result<Arc<Gateway>, Status> {
+        let builds = match &self.of {
+            Of::Builds(builds) => builds,
+            Of::One(gateway) => return Ok(gateway.clone()),
+        };
         let mut ids = metadata.get_all(BUILD_ID).iter();
         let (Some(id), None) = (ids.next().and_then(|id| id.to_str().ok()), ids.next()) else {
             return Err(Status::unknown("no buildid found in context"));
         };
-        self.builds.gateway(id, WAIT).await
+        builds.gateway(id, WAIT).await
     }
 }
 
@@ -148,33 +167,56 @@ impl LlbBridge for GatewayService {
         Ok(Response::new(WarnResponse {}))
     }
 
-    async fn new_container(&self, _: Request<NewContainerRequest>) -> Answer<NewContainerResponse> {
-        Err(failure::not_yet("running containers for a client"))
+    async fn new_container(
+        &self,
+        request: Request<NewContainerRequest>,
+    ) -> Answer<NewContainerResponse> {
+        let gateway = self.gateway(request.metadata()).await?;
+        gateway.new_container(request.into_inner()).await?;
+        Ok(Response::new(NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _: Request<ReleaseContainerRequest>,
+        request: Request<ReleaseContainerRequest>,
     ) -> Answer<ReleaseContainerResponse> {
-        Err(failure::not_yet("running containers for a client"))
+        let gateway = self.gateway(request.metadata()).await?;
+        gateway.release_container(&request.into_inner().container_id).await?;
+        Ok(Response::new(ReleaseContainerResponse {}))
     }
 
     async fn exec_process(
         &self,
-        _: Request<Streaming<ExecMessage>>,
+        request: Request<Streaming<ExecMessage>>,
     ) -> Answer<Self::ExecProcessStream> {
-        Err(failure::not_yet("running containers for a client"))
+        let gateway = self.gateway(request.metadata()).await?;
+        Ok(Response::new(process::talk(gateway, request.into_inner()).boxed()))
     }
 
-    async fn read_file_container(&self, _: Request<ReadFileRequest>) -> Answer<ReadFileResponse> {
-        Err(failure::not_yet("running containers for a client"))
+    async fn read_file_container(
+        &self,
+        request: Request<ReadFileRequest>,
+    ) -> Answer<ReadFileResponse> {
+        let gateway = self.gateway(request.metadata()).await?;
+        let data = gateway.read_file_container(request.into_inner()).await?;
+        Ok(Response::new(ReadFileResponse { data }))
     }
 
-    async fn read_dir_container(&self, _: Request<ReadDirRequest>) -> Answer<ReadDirResponse> {
-        Err(failure::not_yet("running containers for a client"))
+    async fn read_dir_container(
+        &self,
+        request: Request<ReadDirRequest>,
+    ) -> Answer<ReadDirResponse> {
+        let gateway = self.gateway(request.metadata()).await?;
+        let entries = gateway.read_dir_container(request.into_inner()).await?;
+        Ok(Response::new(ReadDirResponse { entries }))
     }
 
-    async fn stat_file_container(&self, _: Request<StatFileRequest>) -> Answer<StatFileResponse> {
-        Err(failure::not_yet("running containers for a client"))
+    async fn stat_file_container(
+        &self,
+        request: Request<StatFileRequest>,
+    ) -> Answer<StatFileResponse> {
+        let gateway = self.gateway(request.metadata()).await?;
+        let stat = gateway.stat_file_container(request.into_inner()).await?;
+        Ok(Response::new(StatFileResponse { stat: Some(stat) }))
     }
 }

@@ -1,7 +1,6 @@
 //! Results sent to a client over its session: as one stream of bytes, or file by file into a folder of the client.
 
 mod entries;
-mod send;
 mod sink;
 
 #[cfg(test)]
@@ -12,6 +11,7 @@ use std::sync::Arc;
 use slipway_engine::store::tree::Tree;
 use slipway_engine::store::{Error, ErrorKind, blocking};
 use slipway_spec::wire::fsutil::Packet;
+use slipway_transport::files::{self, SendOptions};
 use tokio::sync::mpsc;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -26,6 +26,9 @@ use super::file_sync::{TransferProgress, TransferStatus, call};
 const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
 /// Packets for the client that wait to be sent; with pieces of a file this is some MiB.
 const OUTGOING: usize = 16;
+/// How folders are sent.
+const SEND: SendOptions =
+    SendOptions { peer: "the client", readers: 1, piece: 128 * 1024, awaits_end: true };
 
 /// Where a client puts a folder.
 #[derive(Clone, Debug, Default)]
@@ -56,14 +59,18 @@ pub async fn send_tree(
     if target.whole {
         call::append(request.metadata_mut(), "buildkit-exporter-multi-platform", "1")?;
     }
-    let entries = blocking::run(move || Ok(entries::list(&tree))).await?;
-    let tell = |bytes, done| progress(TransferStatus { id: &target.label, bytes, done });
+    let entries = blocking::run(move || Ok(files::list(&tree))).await?;
+    let tell =
+        |bytes, done| progress(TransferStatus { vertex: None, id: &target.label, bytes, done });
     tell(0, false);
     // A client may answer only once it has got something, so the list is on its way before the answer is waited for.
     let connect = async {
-        call::call(session.channel(), METHOD, request).await.map_err(|status| send::broken(&status))
+        call::call(session.channel(), METHOD, request).await.map_err(|status| {
+            let what = format!("the client cannot take the files: {}", status.message());
+            Error::new(ErrorKind::Io, what)
+        })
     };
-    let sent = send::send(connect, outgoing, entries, &mut |bytes| tell(bytes, false)).await;
+    let sent = files::send(connect, outgoing, entries, SEND, &mut |bytes| tell(bytes, false)).await;
     tell(*sent.as_ref().unwrap_or(&0), true);
     sent?;
     cancel.disarm();

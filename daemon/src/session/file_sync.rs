@@ -7,7 +7,6 @@ pub(crate) mod call;
 mod contents;
 mod index;
 mod listing;
-pub(crate) mod packet;
 mod receive;
 mod writer;
 
@@ -27,6 +26,7 @@ use slipway_engine::solver::{LocalFiles, LocalRequest};
 use slipway_engine::store::tree::{Tree, clean};
 use slipway_engine::store::view::View;
 use slipway_engine::store::{Error, ErrorKind, blocking};
+use slipway_spec::Digest;
 use slipway_spec::wire::fsutil::Packet;
 use tokio::sync::mpsc;
 use tonic::Request;
@@ -49,6 +49,8 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 /// How far a transfer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransferStatus<'a> {
+    /// The step it belongs to.
+    pub vertex: Option<&'a Digest>,
     /// What it is called: `transferring context:`.
     pub id: &'a str,
     /// Bytes that came so far.
@@ -66,6 +68,10 @@ pub struct SessionFiles {
     sessions: SessionGroup,
     cache: FileCache,
     progress: TransferProgress,
+    /// The step that reads.
+    vertex: Option<Digest>,
+    /// The session to ask first.
+    preferred: Option<String>,
 }
 
 impl fmt::Debug for SessionFiles {
@@ -77,7 +83,7 @@ impl fmt::Debug for SessionFiles {
 impl SessionFiles {
     /// Reads folders from the first session that has them.
     pub fn new(sessions: SessionGroup, cache: FileCache) -> Self {
-        Self { sessions, cache, progress: Arc::new(|_| ()) }
+        Self { sessions, cache, progress: Arc::new(|_| ()), vertex: None, preferred: None }
     }
 
     /// Tells how far transfers are.
@@ -105,7 +111,7 @@ impl SessionFiles {
             .map_err(|status| receive::broken(&request.name, &status))?;
         let cache = self.cache.clone();
         let transfer = blocking::run(move || Ok(cache.contents(&shared_key)?.begin())).await?;
-        let mut announced = Announced::new(&self.progress, &request.name);
+        let mut announced = Announced::new(&self.progress, self.vertex.as_ref(), &request.name);
         let options = ReceiveOptions {
             name: &request.name,
             scope: scope(request),
@@ -126,7 +132,8 @@ impl LocalFiles for SessionFiles {
             return Ok(Tree::default());
         }
         let mut failure = Error::new(ErrorKind::NotFound, "no active sessions");
-        for id in self.sessions.ids() {
+        let others = self.sessions.ids().iter().filter(|id| Some(*id) != self.preferred.as_ref());
+        for id in self.preferred.iter().chain(others) {
             let session = match self.sessions.manager.get(id, WAIT).await {
                 Ok(session) => session,
                 Err(error) => {
@@ -171,6 +178,11 @@ impl LocalFiles for SessionFiles {
         })
         .await
     }
+
+    fn for_step(&self, vertex: &Digest, session: Option<&str>) -> Option<Arc<dyn LocalFiles>> {
+        let preferred = session.map(str::to_owned);
+        Some(Arc::new(Self { vertex: Some(vertex.clone()), preferred, ..self.clone() }))
+    }
 }
 
 /// Tells what a request selects from what others do, under one shared key.
@@ -193,29 +205,35 @@ fn scope(request: &LocalRequest) -> u64 {
 /// Tells the start of a transfer, and its end however it ends.
 struct Announced<'a> {
     progress: &'a TransferProgress,
+    vertex: Option<&'a Digest>,
     id: String,
     bytes: u64,
     told: Instant,
 }
 
 impl<'a> Announced<'a> {
-    fn new(progress: &'a TransferProgress, name: &str) -> Self {
+    fn new(progress: &'a TransferProgress, vertex: Option<&'a Digest>, name: &str) -> Self {
         let id = format!("transferring {name}:");
-        progress(TransferStatus { id: &id, bytes: 0, done: false });
-        Self { progress, id, bytes: 0, told: Instant::now() }
+        progress(TransferStatus { vertex, id: &id, bytes: 0, done: false });
+        Self { progress, vertex, id, bytes: 0, told: Instant::now() }
+    }
+
+    fn report(&self, done: bool) {
+        let (vertex, id, bytes) = (self.vertex, &self.id, self.bytes);
+        (self.progress)(TransferStatus { vertex, id, bytes, done });
     }
 
     fn tell(&mut self, bytes: u64) {
         self.bytes = bytes;
         if self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
-            (self.progress)(TransferStatus { id: &self.id, bytes, done: false });
+            self.report(false);
         }
     }
 }
 
 impl Drop for Announced<'_> {
     fn drop(&mut self) {
-        (self.progress)(TransferStatus { id: &self.id, bytes: self.bytes, done: true });
+        self.report(true);
     }
 }

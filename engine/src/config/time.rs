@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Reads a number of seconds, or Go's notation: `48h`, `1h30m`, `1.5s`. Negative ones make no sense here.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().ok().map(Duration::from_secs);
     }

@@ -160,7 +160,8 @@ impl NamedContext {
         let found = bridge.resolve_image(&reference, platform, settings.resolve_mode).await;
         let found = found.map_err(self.bridge_error())?;
         let options = VertexOptions { platform: Some(platform.clone()), ..self.called(name) };
-        let state = State::image(&reference, BTreeMap::new(), options);
+        let named = found.reference.as_ref().unwrap_or(&reference);
+        let state = State::image(named, BTreeMap::new(), options);
         self.with_config(state, &found.config)
     }
 

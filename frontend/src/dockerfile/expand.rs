@@ -5,34 +5,49 @@
 mod pattern;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-/// Variables in the order in which they were last set.
+/// Variables in the order in which they were last set. Copies share what they have in common: there is one for each stage and
+/// each step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Env {
-    list: Vec<(String, String)>,
+    list: Arc<Vec<Variable>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Variable {
+    name: Arc<str>,
+    value: Arc<str>,
 }
 
 impl Env {
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.list.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.list.iter().rev().find(|known| *known.name == *name).map(|known| &*known.value)
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.remove(name);
-        self.list.push((name.into(), value.into()));
+        let variable = Variable { name: name.into(), value: value.into() };
+        Arc::make_mut(&mut self.list).push(variable);
     }
 
     pub(crate) fn remove(&mut self, name: &str) {
-        self.list.retain(|(key, _)| key != name);
+        if self.get(name).is_some() {
+            Arc::make_mut(&mut self.list).retain(|known| *known.name != *name);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.list.iter().map(|known| (&*known.name, &*known.value))
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.list.iter().map(|(key, _)| key.as_str())
+        self.iter().map(|(name, _)| name)
     }
 
     /// Returns `KEY=value` for each.
     pub(crate) fn to_vec(&self) -> Vec<String> {
-        self.list.iter().map(|(key, value)| format!("{key}={value}")).collect()
+        self.iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 }
 

@@ -105,7 +105,11 @@ impl Files {
                 let state = some_files(settings, CONTEXT, &[name.into()], &hint, options);
                 let reading = format!("read {name}");
                 let (_, result) = solve(bridge, &state).await.map_err(trying(&reading))?;
-                let bytes = bridge.read_file(&result, name).await.map_err(trying(&reading))?;
+                // Whoever sends no context has no ignore file; a build that reads the context finds out.
+                let bytes = match bridge.read_file(&result, name).await {
+                    Err(error) if error.kind == BridgeErrorKind::NotFound => None,
+                    other => other.map_err(trying(&reading))?,
+                };
                 (name.to_owned(), bytes)
             }
         };

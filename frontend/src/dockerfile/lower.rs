@@ -7,8 +7,10 @@ mod mount;
 mod name;
 mod run;
 mod signal;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use slipway_spec::llb::{Lines, Owner, State, VertexOptions, WhoIs};
 use slipway_spec::pattern::clean_path;
@@ -30,6 +32,9 @@ const COMMENT: &str = "buildkit.dockerfile.v0";
 
 /// The `PATH` of images that set none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The system whose paths and defaults are different ones.
+const WINDOWS: &str = "windows";
 
 /// The target's outcome.
 #[derive(Debug)]
@@ -67,7 +72,10 @@ impl Used {
 #[derive(Clone, Debug)]
 struct Outcome {
     state: State,
+    /// Without its history.
     config: ImageConfig,
+    /// Stages that build on each other share most of it.
+    history: Vec<Arc<History>>,
     platform: Platform,
     /// What instructions and processes see: the image's environment and build arguments.
     env: Env,
@@ -124,7 +132,7 @@ pub(crate) fn lower(
             lint: lint.clone(),
             lines: stage.lines,
         };
-        builder.prepare();
+        builder.prepare().map_err(|problem| problem.at(stage.lines))?;
         for step in &stage.steps {
             builder.lint = lint.under(&step.command.comments);
             builder.lines = step.command.lines;
@@ -143,9 +151,10 @@ pub(crate) fn lower(
     let Some(out) = outcomes.swap_remove(plan.target) else {
         return Err(Problem::new("the target stage was not built"));
     };
+    let history = out.history.into_iter().map(Arc::unwrap_or_clone).collect();
     Ok(Lowered {
         state: out.state,
-        config: finish(plan, out.config),
+        config: finish(plan, ImageConfig { history, ..out.config }),
         base_history_len: out.base_history_len,
         used,
         base_config: base_config(plan, &plan.stages[plan.root_of(plan.target)]),
@@ -178,9 +187,10 @@ fn start(
         let none = BTreeSet::new();
         context.state(plan.settings, known.stages.get(index).unwrap_or(&none))
     };
-    let out = |state: State, config: ImageConfig, platform: Platform| Outcome {
+    let out = |state: State, mut config: ImageConfig, platform: Platform| Outcome {
         state,
         base_history_len: config.history.len(),
+        history: std::mem::take(&mut config.history).into_iter().map(Arc::new).collect(),
         config,
         platform,
         env: Env::default(),
@@ -239,9 +249,6 @@ fn start(
             out(state, image.config.clone(), platform)
         }
     };
-    if begun.platform.os == "windows" {
-        return Err(Problem::unsupported("building for Windows").at(stage.lines));
-    }
     Ok(begun)
 }
 
@@ -284,7 +291,10 @@ fn empty_config(platform: &Platform) -> ImageConfig {
         ..ImageConfig::default()
     };
     config.config.working_dir = "/".into();
-    config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    // Windows has its own idea of it.
+    if platform.os != WINDOWS {
+        config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    }
     config
 }
 
@@ -355,22 +365,44 @@ impl Builder<'_> {
     }
 
     /// Applies the base's config to what instructions see.
-    fn prepare(&mut self) {
+    fn prepare(&mut self) -> Result<()> {
+        let windows = self.is_windows();
         let config = &mut self.out.config.config;
-        if !config.env.iter().any(|entry| entry.split('=').next() == Some("PATH")) {
+        if !windows && !config.env.iter().any(|entry| entry.split('=').next() == Some("PATH")) {
             config.env.push(format!("PATH={DEFAULT_PATH}"));
         }
         for entry in &config.env {
             let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
             self.out.env.set(key, value);
         }
-        if !config.working_dir.is_empty() {
-            config.working_dir = change_dir("/", &config.working_dir);
-            self.out.cwd.clone_from(&config.working_dir);
-        }
         if !config.user.is_empty() {
             self.out.user.clone_from(&config.user);
         }
+        if !config.working_dir.is_empty() {
+            let path = config.working_dir.clone();
+            self.enter("/", &path)?;
+        }
+        Ok(())
+    }
+
+    fn is_windows(&self) -> bool {
+        self.out.platform.os == WINDOWS
+    }
+
+    /// Makes `path`, seen from `current`, the folder that later instructions work in.
+    fn enter(&mut self, current: &str, path: &str) -> Result<()> {
+        if self.is_windows() {
+            let path =
+                change_dir(&windows::without_drive(current)?, &windows::without_drive(path)?);
+            let path = clean_path(&path);
+            self.out.config.config.working_dir = windows::with_backslashes(&path);
+            self.out.cwd = path;
+        } else {
+            let path = change_dir(current, path);
+            self.out.config.config.working_dir.clone_from(&path);
+            self.out.cwd = path;
+        }
+        Ok(())
     }
 
     fn step(&mut self, step: &Step) -> Result<()> {
@@ -449,13 +481,13 @@ impl Builder<'_> {
     }
 
     fn history(&mut self, created_by: String, layer: bool) {
-        self.out.config.history.push(History {
+        self.out.history.push(Arc::new(History {
             created: self.plan.created(),
             created_by: Some(created_by),
             comment: Some(COMMENT.into()),
             empty_layer: !layer,
             ..History::default()
-        });
+        }));
     }
 
     /// Names the next step that progress counts.

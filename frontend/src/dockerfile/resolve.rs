@@ -126,6 +126,6 @@ async fn resolve_one(
         config.rootfs.diff_ids.is_empty() && config.history.iter().all(|entry| entry.empty_layer);
     config.created = None;
     config.rootfs.diff_ids.clear();
-    let reference = reference.with_digest(resolved.digest);
+    let reference = resolved.reference.unwrap_or(reference).with_digest(resolved.digest);
     Ok(Found::Image(Box::new(BaseImage { reference, config, original, empty })))
 }

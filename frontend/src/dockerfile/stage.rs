@@ -537,16 +537,7 @@ impl<'a> Plan<'a> {
 
 /// Writes a platform with the version and features of its system.
 pub(crate) fn format_all(platform: &Platform) -> String {
-    let mut system = platform.os_version.clone().unwrap_or_default();
-    for feature in &platform.os_features {
-        system.push('+');
-        system.push_str(feature);
-    }
-    let plain = platform.to_string();
-    match plain.strip_prefix(platform.os.as_str()) {
-        Some(rest) if !system.is_empty() => format!("{}({system}){rest}", platform.os),
-        _ => plain,
-    }
+    platform.full_name()
 }
 
 /// The arguments that exist without being declared, in global scope.

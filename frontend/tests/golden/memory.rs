@@ -54,6 +54,7 @@ impl Memory {
             return Err(BridgeError::new(BridgeErrorKind::NotFound, format!("{image}: not found")));
         };
         Ok(ResolvedImage {
+            reference: None,
             digest: Digest::of(image.path().as_bytes()),
             config: config.to_string().into(),
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use slipway_store::registry::web::{Web, WebOptions};
 
 use super::content::{LayoutStore, NoLayouts, NoUploads, Uploads};
+use super::policy::SourcePolicies;
 use super::secret::{NoSecrets, SecretProvider};
 use super::ssh::{NoAgents, SshAgents};
 use crate::source::git::GitOptions;
@@ -38,6 +39,10 @@ pub struct Services {
     pub uploads: Arc<dyn Uploads>,
     /// What was allowed.
     pub entitlements: Entitlements,
+    /// Whether somebody may look into what a failed process leaves behind.
+    pub keep_failed: bool,
+    /// What decides about sources.
+    pub policies: SourcePolicies,
     /// Fetches what sources with a URL name.
     pub web: Web,
     /// How repositories are fetched.
@@ -52,6 +57,8 @@ impl Default for Services {
             layouts: Arc::new(NoLayouts),
             uploads: Arc::new(NoUploads),
             entitlements: Entitlements::default(),
+            keep_failed: false,
+            policies: SourcePolicies::default(),
             web: Web::new(WebOptions::default()),
             git: GitOptions::default(),
         }

@@ -18,9 +18,9 @@ use rustix::mount::{
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
-use super::protocol::{self, Failure, Registration, Report, Request};
+use super::protocol::{self, Failure, Registration, Report, Request, StepId};
 use super::root::Host;
-use super::step::become_step;
+use super::step::{Place, become_step};
 use super::sys::{self, Forked};
 
 /// The name that this program goes by when it is the helper.
@@ -90,6 +90,7 @@ fn sealed_copy() -> io::Result<OwnedFd> {
 
 /// A step that runs.
 struct Step {
+    id: StepId,
     process: OwnedFd,
     socket: UnixStream,
     cancelled: bool,
@@ -126,24 +127,21 @@ fn serve() -> Doing<()> {
         match protocol::receive_request(control) {
             Ok(Some((request, fds))) => {
                 let mut fds = fds.into_iter();
-                let Some(socket) = fds.next().map(UnixStream::from) else { continue };
-                match request {
-                    Request::Run { private_network, emulated } => {
-                        let stdio: Vec<OwnedFd> = fds.collect();
-                        let started = start(
-                            &socket,
-                            &stdio,
-                            private_network,
-                            emulated,
-                            emulators.as_ref(),
-                            &host,
-                        );
-                        match started {
-                            Ok(process) => steps.push(Step { process, socket, cancelled: false }),
-                            Err(failure) => answer(&socket, &Report::Failed(failure)),
-                        }
+                let socket = fds.next().map(UnixStream::from);
+                let stdio: Vec<OwnedFd> = fds.collect();
+                match (request, socket) {
+                    (Request::Run { id, private_network, emulated }, Some(socket)) => {
+                        let started = user_namespace(emulated, emulators.as_ref())
+                            .and_then(|user| start(&socket, &stdio, private_network, user, &host));
+                        add(&mut steps, id, socket, started);
                     }
-                    Request::Register => {
+                    (Request::Join { id, step, emulated }, Some(socket)) => {
+                        let step = steps.iter().find(|known| known.id == step);
+                        let started = user_namespace(emulated, emulators.as_ref())
+                            .and_then(|user| join(&socket, &stdio, step, user, &host));
+                        add(&mut steps, id, socket, started);
+                    }
+                    (Request::Register, Some(socket)) => {
                         let report = match register(&socket, &host) {
                             Ok(registered) => {
                                 emulators = Some(registered);
@@ -157,6 +155,10 @@ fn serve() -> Doing<()> {
                         };
                         answer(&socket, &report);
                     }
+                    (Request::Signal { id, signal }, _) => {
+                        steps.iter().filter(|step| step.id == id).for_each(|s| tell(s, signal));
+                    }
+                    (_, None) => {}
                 }
             }
             Ok(None) => break,
@@ -204,17 +206,32 @@ fn wait(control: BorrowedFd<'_>, steps: &[Step]) -> io::Result<Ready> {
     })
 }
 
+fn add(steps: &mut Vec<Step>, id: StepId, socket: UnixStream, started: Result<OwnedFd, Failure>) {
+    match started {
+        Ok(process) => steps.push(Step { id, process, socket, cancelled: false }),
+        Err(failure) => answer(&socket, &Report::Failed(failure)),
+    }
+}
+
+/// Returns the user namespace that a process is to move to, if any.
+fn user_namespace(
+    emulated: bool,
+    emulators: Option<&Emulators>,
+) -> Result<Option<BorrowedFd<'_>>, Failure> {
+    match emulators {
+        _ if !emulated => Ok(None),
+        Some(emulators) => Ok(emulators.user_namespace.as_ref().map(AsFd::as_fd)),
+        None => Err(Failure::setup("find the registered emulators", None, Errno::NOENT)),
+    }
+}
+
 fn start(
     socket: &UnixStream,
     stdio: &[OwnedFd],
     private_network: bool,
-    emulated: bool,
-    emulators: Option<&Emulators>,
+    user_namespace: Option<BorrowedFd<'_>>,
     host: &Host,
 ) -> Result<OwnedFd, Failure> {
-    if emulated && emulators.is_none() {
-        return Err(Failure::setup("find the registered emulators", None, Errno::NOENT));
-    }
     let mut flags =
         libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if private_network {
@@ -223,12 +240,40 @@ fn start(
     if host.unified_cgroups {
         flags |= libc::CLONE_NEWCGROUP;
     }
-    let user_namespace =
-        emulators.filter(|_| emulated).and_then(|emulators| emulators.user_namespace.as_ref());
     match sys::fork_into(flags.unsigned_abs().into()) {
-        Ok(Forked::Child) => become_step(socket, stdio, user_namespace.map(AsFd::as_fd), host),
+        Ok(Forked::Child) => become_step(socket, stdio, user_namespace, host, Place::New),
         Ok(Forked::Parent(_, process)) => Ok(process),
         Err(error) => Err(Failure::setup("start a process in new namespaces", None, error)),
+    }
+}
+
+/// Starts one more process where a step is.
+fn join(
+    socket: &UnixStream,
+    stdio: &[OwnedFd],
+    step: Option<&Step>,
+    user_namespace: Option<BorrowedFd<'_>>,
+    host: &Host,
+) -> Result<OwnedFd, Failure> {
+    let fail = |errno: Errno| Failure::setup("join a step that has ended", None, errno);
+    let step = step.ok_or_else(|| fail(Errno::SRCH))?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let own = rustix::fs::open("/proc/self/ns/pid", flags, Mode::empty()).map_err(fail)?;
+    // Of this namespace only children become members, so that the helper itself stays where it is; and it must be the
+    // helper who forks, since only parents learn how a process ended.
+    sys::enter(step.process.as_fd(), libc::CLONE_NEWPID)
+        .map_err(|error| Failure::setup("enter the step's processes", None, error))?;
+    let forked = sys::fork_into(0);
+    if let Ok(Forked::Child) = forked {
+        become_step(socket, stdio, user_namespace, host, Place::Of(step.process.as_fd()));
+    }
+    let back = sys::enter(own.as_fd(), libc::CLONE_NEWPID);
+    match forked {
+        // Every step from now on would be born among the processes of this one: better none at all.
+        _ if back.is_err() => sys::exit_now(1),
+        Ok(Forked::Parent(_, process)) => Ok(process),
+        Ok(Forked::Child) => sys::exit_now(1),
+        Err(error) => Err(Failure::setup("start a process", None, error)),
     }
 }
 
@@ -236,6 +281,13 @@ fn kill(step: &mut Step) {
     step.cancelled = true;
     // It is the first process of its namespace: the kernel ends all others with it. Gone already is as good.
     let _killed = rustix::process::pidfd_send_signal(&step.process, Signal::KILL);
+}
+
+/// Sends a signal on behalf of whoever started the step.
+fn tell(step: &Step, signal: i32) {
+    if let Some(signal) = Signal::from_named_raw(signal) {
+        let _sent = rustix::process::pidfd_send_signal(&step.process, signal);
+    }
 }
 
 /// Reaps a step and says how it ended.

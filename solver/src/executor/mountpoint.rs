@@ -182,7 +182,7 @@ fn make(
                 path.extend_from_slice(name.as_bytes());
                 let path = String::from_utf8(path).map_err(|_| Errno::ILSEQ)?;
                 let directory = !rest.is_empty() || want == Want::Folder;
-                keeping_mtime(parent, || {
+                let made = keeping_mtime(parent, || {
                     if directory {
                         rustix::fs::mkdirat(parent, &name, Mode::from_raw_mode(0o755))
                     } else {
@@ -191,8 +191,13 @@ fn make(
                         rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o644))
                             .map(drop)
                     }
-                })?;
-                stubs.push(MountStub { path, directory });
+                });
+                match made {
+                    Ok(()) => stubs.push(MountStub { path, directory }),
+                    // Another step made it meanwhile, in a cache that both mount.
+                    Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno),
+                }
                 open(parent, &name)?
             }
             Err(errno) => return Err(errno),
@@ -276,6 +281,24 @@ mod tests {
         std::os::unix::fs::symlink("a", root.path().join("b")).unwrap();
         let result = ensure(folder(root.path()).as_fd(), "a/x", Want::Folder, &mut vec![]);
         assert_eq!(result.unwrap_err(), Errno::LOOP);
+    }
+
+    #[test]
+    fn two_steps_may_need_the_same_mount_point_of_a_shared_cache_at_once() {
+        for _ in 0..50 {
+            let cache = tempfile::tempdir().unwrap();
+            let path = cache.path();
+            let prepare = || {
+                let mut stubs = vec![];
+                ensure(folder(path).as_fd(), "bar/baz", Want::Folder, &mut stubs).map(drop)
+            };
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(prepare)).collect();
+                for thread in threads {
+                    thread.join().unwrap().unwrap();
+                }
+            });
+        }
     }
 
     #[test]

@@ -21,11 +21,19 @@ pub(super) const MAX_FRAME: usize = 64 << 20;
 /// A request socket, then standard input, output and error.
 const MAX_FDS: usize = 4;
 
+/// Which step is meant; numbers are given out by this process and never twice to one helper.
+pub(super) type StepId = u64;
+
+/// A request on the wire: what it is, flags, the step, and one more number.
+const REQUEST_BYTES: usize = 18;
+
 /// What is asked of the helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     /// Run the step whose specification is on the request's socket.
     Run {
+        /// What it is to be called.
+        id: StepId,
         /// Give it a network namespace of its own.
         private_network: bool,
         /// Run it where the emulators are registered.
@@ -33,24 +41,52 @@ pub(super) enum Request {
     },
     /// Register the emulators listed on the request's socket.
     Register,
+    /// Run one more process where a step is; its specification is on the request's socket.
+    Join {
+        /// What it is to be called.
+        id: StepId,
+        /// The step that it joins.
+        step: StepId,
+        /// Run it where the emulators are registered.
+        emulated: bool,
+    },
+    /// Send a signal to a step. There is no socket and no answer: it may have ended by now.
+    Signal {
+        /// Which step.
+        id: StepId,
+        /// The signal's number.
+        signal: i32,
+    },
 }
 
 impl Request {
-    fn encode(self) -> [u8; 2] {
-        match self {
-            Self::Run { private_network, emulated } => {
-                [1, u8::from(private_network) | (u8::from(emulated) << 1)]
+    fn encode(self) -> [u8; REQUEST_BYTES] {
+        let (kind, flags, id, more) = match self {
+            Self::Run { id, private_network, emulated } => {
+                (1, u8::from(private_network) | (u8::from(emulated) << 1), id, 0)
             }
-            Self::Register => [2, 0],
-        }
+            Self::Register => (2, 0, 0, 0),
+            Self::Join { id, step, emulated } => (3, u8::from(emulated) << 1, id, step),
+            Self::Signal { id, signal } => (4, 0, id, u64::from(signal.unsigned_abs())),
+        };
+        let mut bytes = [0; REQUEST_BYTES];
+        (bytes[0], bytes[1]) = (kind, flags);
+        bytes[2..10].copy_from_slice(&id.to_le_bytes());
+        bytes[10..].copy_from_slice(&more.to_le_bytes());
+        bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        match bytes {
-            [1, flags] => {
-                Some(Self::Run { private_network: flags & 1 != 0, emulated: flags & 2 != 0 })
-            }
-            [2, _] => Some(Self::Register),
+        let (head, numbers) = bytes.split_first_chunk::<2>()?;
+        let (id, more) = numbers.split_first_chunk::<8>()?;
+        let (id, more) = (u64::from_le_bytes(*id), u64::from_le_bytes(more.try_into().ok()?));
+        let [kind, flags] = *head;
+        let emulated = flags & 2 != 0;
+        match kind {
+            1 => Some(Self::Run { id, private_network: flags & 1 != 0, emulated }),
+            2 => Some(Self::Register),
+            3 => Some(Self::Join { id, step: more, emulated }),
+            4 => Some(Self::Signal { id, signal: i32::try_from(more).ok()? }),
             _ => None,
         }
     }
@@ -70,6 +106,8 @@ pub(super) struct Registration {
 pub(super) enum Report {
     /// Mount points that were made in the upper folder.
     Stubs(Vec<MountStub>),
+    /// The step is in its root and about to execute its command: others may join it.
+    Ready,
     /// The command could not be started; an exit follows all the same.
     Failed(Failure),
     /// The command ended.
@@ -148,7 +186,7 @@ pub(super) fn send_request(
 ) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::from_raw_os_error(libc::E2BIG));
     }
     let bytes = request.encode();
@@ -162,7 +200,7 @@ pub(super) fn receive_request(
 ) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0_u8; 2];
+    let mut bytes = [0_u8; REQUEST_BYTES];
     let received = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(
             control,
@@ -244,14 +282,18 @@ mod tests {
     #[test]
     fn requests_survive_the_wire() {
         for request in [
-            Request::Run { private_network: false, emulated: false },
-            Request::Run { private_network: true, emulated: false },
-            Request::Run { private_network: false, emulated: true },
+            Request::Run { id: 1, private_network: false, emulated: false },
+            Request::Run { id: u64::MAX, private_network: true, emulated: false },
+            Request::Run { id: 2, private_network: false, emulated: true },
             Request::Register,
+            Request::Join { id: 7, step: 1 << 40, emulated: true },
+            Request::Join { id: 7, step: 3, emulated: false },
+            Request::Signal { id: 9, signal: 15 },
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }
-        assert_eq!(Request::decode(&[9, 0]), None);
+        assert_eq!(Request::decode(&[9; REQUEST_BYTES]), None);
+        assert_eq!(Request::decode(&[1, 0]), None);
         assert_eq!(Request::decode(&[]), None);
     }
 

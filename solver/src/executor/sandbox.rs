@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tokio::sync::{OnceCell, mpsc, watch};
 
 use super::helper::NAME;
 use super::mountpoint::MountStub;
-use super::protocol::{self, Failure, MAX_FRAME, Registration, Report, Request, Stage};
+use super::protocol::{self, Failure, MAX_FRAME, Registration, Report, Request, Stage, StepId};
 use super::{ExecError, ExecSpec, Executor, Exit, Network, Stdio, Stream};
 use crate::emulation::{Emulation, EmulationOptions, Support};
 
@@ -119,7 +120,8 @@ impl Executor for SandboxExecutor {
     async fn run(&self, spec: ExecSpec, stdio: Stdio) -> Result<Exit, ExecError> {
         let helper = self.helper()?;
         let emulated = self.prepare(&helper, &spec).await?;
-        let request = Request::Run { private_network: spec.network == Network::None, emulated };
+        let id = helper.next_id();
+        let request = Request::Run { id, private_network: spec.network == Network::None, emulated };
         let (files, output) = open_streams(stdio)
             .map_err(|source| ExecError::Helper { action: "open streams", source })?;
         let mut step = Running::start(&helper, request, &files)?;
@@ -143,38 +145,154 @@ impl Executor for SandboxExecutor {
                 outcome
             }
         };
-        let Outcome { code, signal, stubs, failure } = outcome?;
-        if let Some(failure) = failure {
-            return Err(self.explain(failure, &spec));
-        }
-        Ok(Exit {
-            code: code.unwrap_or_else(|| 128 + signal.unwrap_or(libc::SIGKILL)),
-            signal,
-            created_stubs: stubs,
-        })
+        explained(self.emulation(), outcome?, &spec)
     }
 }
 
 impl SandboxExecutor {
-    fn explain(&self, failure: Failure, spec: &ExecSpec) -> ExecError {
-        let Failure { stage, path, errno } = failure;
-        let source = io::Error::from_raw_os_error(errno);
-        let command = path.clone().unwrap_or_default();
-        match stage {
-            Stage::Setup(stage) => ExecError::Setup { stage, path, source },
-            Stage::User(reason) => ExecError::User { user: command, reason },
-            Stage::WorkingDirectory => ExecError::WorkingDirectory { path: command, source },
-            Stage::NotFound => {
-                let searched = if command.contains('/') { "the root file system" } else { "$PATH" };
-                ExecError::CommandNotFound { command, searched: searched.into() }
-            }
-            Stage::Interpreter => ExecError::InterpreterMissing { command },
-            Stage::Exec if errno == libc::ENOEXEC => ExecError::ExecFormat {
-                command,
-                hint: self.emulation().format_hint(&spec.platform),
-            },
-            Stage::Exec => ExecError::NotExecutable { command, source },
+    /// Starts a process of its own, with namespaces and a root as [`Executor::run`] makes them, and returns once it is
+    /// there: then others can [join](Self::join) it. Whoever drops it kills it, and all that joined it.
+    ///
+    /// # Errors
+    /// When it could not be started.
+    pub async fn start(&self, spec: ExecSpec, files: [OwnedFd; 3]) -> Result<Process, ExecError> {
+        let helper = self.helper()?;
+        let emulated = self.prepare(&helper, &spec).await?;
+        let id = helper.next_id();
+        let request = Request::Run { id, private_network: spec.network == Network::None, emulated };
+        self.begin(helper, id, request, spec, files).await
+    }
+
+    /// Starts a process where another one is, among its processes and in its root. Of the specification only what is
+    /// about the process itself counts.
+    ///
+    /// # Errors
+    /// When it could not be started, such as when the other one has ended.
+    pub async fn join(
+        &self,
+        other: &ProcessHandle,
+        spec: ExecSpec,
+        files: [OwnedFd; 3],
+    ) -> Result<Process, ExecError> {
+        let helper = Arc::clone(&other.helper);
+        let emulated = self.prepare(&helper, &spec).await?;
+        let id = helper.next_id();
+        let request = Request::Join { id, step: other.id, emulated };
+        self.begin(helper, id, request, spec, files).await
+    }
+
+    async fn begin(
+        &self,
+        helper: Arc<Helper>,
+        id: StepId,
+        request: Request,
+        spec: ExecSpec,
+        files: [OwnedFd; 3],
+    ) -> Result<Process, ExecError> {
+        let mut step = Running::start(&helper, request, &files)?;
+        // The step holds them now; ours would keep its output from ending.
+        drop(files);
+        step.send(&spec).await?;
+        let mut outcome = Outcome::default();
+        let ready = step.advance(&helper, &mut outcome, true).await?;
+        let handle = ProcessHandle { helper, id };
+        if ready {
+            return Ok(Process {
+                step,
+                outcome,
+                handle,
+                spec,
+                emulation: self.emulation().clone(),
+            });
         }
+        match explained(self.emulation(), outcome, &spec) {
+            Err(error) => Err(error),
+            Ok(exit) => Err(ExecError::Invalid {
+                reason: format!("the process ended before it began, with code {}", exit.code),
+            }),
+        }
+    }
+}
+
+/// A process under way, started by [`SandboxExecutor::start`] or [`SandboxExecutor::join`]. Dropping it kills it.
+pub struct Process {
+    // Dropped first: it takes the helper to see the end of it.
+    step: Running,
+    outcome: Outcome,
+    handle: ProcessHandle,
+    spec: ExecSpec,
+    emulation: Arc<Emulation>,
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").field("args", &self.spec.args).finish_non_exhaustive()
+    }
+}
+
+/// Names a process to those who signal or join it. Cheap to clone; it may have ended by now.
+#[derive(Clone, Debug)]
+pub struct ProcessHandle {
+    helper: Arc<Helper>,
+    id: StepId,
+}
+
+impl ProcessHandle {
+    /// Sends a signal; one that is sent to a process that has ended is lost.
+    ///
+    /// # Errors
+    /// When the sandbox is gone.
+    pub fn signal(&self, signal: i32) -> Result<(), ExecError> {
+        self.helper.request(Request::Signal { id: self.id, signal }, &[])
+    }
+}
+
+impl Process {
+    /// Returns what others name it by.
+    pub fn handle(&self) -> &ProcessHandle {
+        &self.handle
+    }
+
+    /// Waits for its end. May be dropped and called again.
+    ///
+    /// # Errors
+    /// When the command could not be executed after all, or the sandbox is gone.
+    pub async fn wait(&mut self) -> Result<Exit, ExecError> {
+        self.step.advance(&self.handle.helper, &mut self.outcome, false).await?;
+        explained(&self.emulation, std::mem::take(&mut self.outcome), &self.spec)
+    }
+}
+
+/// Returns how a step ended, or why it never began.
+fn explained(emulation: &Emulation, outcome: Outcome, spec: &ExecSpec) -> Result<Exit, ExecError> {
+    let Outcome { code, signal, stubs, failure } = outcome;
+    if let Some(failure) = failure {
+        return Err(explain(emulation, failure, spec));
+    }
+    Ok(Exit {
+        code: code.unwrap_or_else(|| 128 + signal.unwrap_or(libc::SIGKILL)),
+        signal,
+        created_stubs: stubs,
+    })
+}
+
+fn explain(emulation: &Emulation, failure: Failure, spec: &ExecSpec) -> ExecError {
+    let Failure { stage, path, errno } = failure;
+    let source = io::Error::from_raw_os_error(errno);
+    let command = path.clone().unwrap_or_default();
+    match stage {
+        Stage::Setup(stage) => ExecError::Setup { stage, path, source },
+        Stage::User(reason) => ExecError::User { user: command, reason },
+        Stage::WorkingDirectory => ExecError::WorkingDirectory { path: command, source },
+        Stage::NotFound => {
+            let searched = if command.contains('/') { "the root file system" } else { "$PATH" };
+            ExecError::CommandNotFound { command, searched: searched.into() }
+        }
+        Stage::Interpreter => ExecError::InterpreterMissing { command },
+        Stage::Exec if errno == libc::ENOEXEC => {
+            ExecError::ExecFormat { command, hint: emulation.format_hint(&spec.platform) }
+        }
+        Stage::Exec => ExecError::NotExecutable { command, source },
     }
 }
 
@@ -212,7 +330,13 @@ async fn carry(
     let mut buffer = vec![0; CHUNK];
     loop {
         let ended = *end.borrow_and_update();
-        match pipe.try_read(&mut buffer) {
+        // In the end the kernel itself is asked: the runtime may not have heard yet that there is something to read, as
+        // it hears of the step's end and of its last output in any order.
+        let read = match ended {
+            true => rustix::io::read(&pipe, buffer.as_mut_slice()).map_err(io::Error::from),
+            false => pipe.try_read(&mut buffer),
+        };
+        match read {
             Ok(0) => return,
             Ok(count) => {
                 // A closed channel discards; the step must not block on a full pipe because of it.
@@ -237,6 +361,8 @@ async fn carry(
 struct Helper {
     control: Option<OwnedFd>,
     process: Mutex<Child>,
+    /// The number of the next step.
+    next: AtomicU64,
     registered: OnceCell<Result<(), String>>,
 }
 
@@ -261,7 +387,16 @@ impl Helper {
             .stdin(theirs)
             .stdout(std::process::Stdio::null())
             .spawn()?;
-        Ok(Self { control: Some(ours), process: Mutex::new(process), registered: OnceCell::new() })
+        Ok(Self {
+            control: Some(ours),
+            process: Mutex::new(process),
+            next: AtomicU64::new(1),
+            registered: OnceCell::new(),
+        })
+    }
+
+    fn next_id(&self) -> StepId {
+        self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     fn is_alive(&self) -> bool {
@@ -407,15 +542,28 @@ impl Running {
 
     async fn outcome(&mut self, helper: &Helper) -> Result<Outcome, ExecError> {
         let mut outcome = Outcome::default();
+        self.advance(helper, &mut outcome, false).await?;
+        Ok(outcome)
+    }
+
+    /// Notes what is reported, until the step's end, or with `until_ready` until it executes its command; returns
+    /// whether it has got that far and no further.
+    async fn advance(
+        &mut self,
+        helper: &Helper,
+        outcome: &mut Outcome,
+        until_ready: bool,
+    ) -> Result<bool, ExecError> {
         loop {
             match self.report().await {
                 Ok(Report::Stubs(stubs)) => outcome.stubs.extend(stubs),
+                Ok(Report::Ready) if until_ready => return Ok(true),
                 Ok(Report::Failed(failure)) => outcome.failure = Some(failure),
                 Ok(Report::Exited { code, signal }) => {
                     (outcome.code, outcome.signal) = (code, signal);
                     break;
                 }
-                Ok(Report::Registered) => {}
+                Ok(Report::Registered | Report::Ready) => {}
                 // The helper could not even start it: there is no exit to come.
                 Err(_) if outcome.failure.is_some() => break,
                 Err(source) => {
@@ -425,7 +573,7 @@ impl Running {
             }
         }
         self.finished = true;
-        Ok(outcome)
+        Ok(false)
     }
 }
 

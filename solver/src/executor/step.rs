@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::process::Signal;
+use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 
 use super::mountpoint::open_in_root;
@@ -20,14 +20,24 @@ const NOT_STARTED: i32 = 125;
 /// Where commands are looked for when the step's environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where a process runs.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// In a root that it makes itself, in the new namespaces that it was born in.
+    New,
+    /// Where this process is, among whose processes it was born.
+    Of(BorrowedFd<'a>),
+}
+
 /// Turns this freshly forked process into the step.
 pub(super) fn become_step(
     socket: &UnixStream,
     stdio: &[OwnedFd],
     user_namespace: Option<BorrowedFd<'_>>,
     host: &Host,
+    place: Place<'_>,
 ) -> ! {
-    let failure = match run(socket, stdio, user_namespace, host) {
+    let failure = match run(socket, stdio, user_namespace, host, place) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -44,7 +54,13 @@ fn run(
     stdio: &[OwnedFd],
     user_namespace: Option<BorrowedFd<'_>>,
     host: &Host,
+    place: Place<'_>,
 ) -> Result<Never, Failure> {
+    if let Place::Of(_) = place {
+        // The other processes there see this one already, which still holds what is the host's.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .during("keep other processes out")?;
+    }
     // Should the helper be killed, so is everything it started.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .during("tie to the helper")?;
@@ -60,16 +76,18 @@ fn run(
     if spec.tty {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).during("take the terminal")?;
     }
-    spec.limits.join_cgroups(host.unified_cgroups)?;
-    // Modes given from here on are meant as they are.
-    rustix::process::umask(Mode::empty());
-
-    if spec.network == Network::None {
-        sys::loopback_up().during("bring up the loopback device")?;
+    match place {
+        Place::New => make_place(socket, &spec, host)?,
+        Place::Of(step) => {
+            let mut all =
+                libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+            if host.unified_cgroups {
+                all |= libc::CLONE_NEWCGROUP;
+            }
+            sys::enter(step, all).during("join the step")?;
+            rustix::process::chdir("/").during("enter the root")?;
+        }
     }
-    let hostname = if spec.hostname.is_empty() { super::DEFAULT_HOSTNAME } else { &spec.hostname };
-    rustix::system::sethostname(hostname.as_bytes()).during_at("set the host name", hostname)?;
-    enter_root(socket, &spec, host)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
     let identity = find_user(&spec.user)?;
@@ -84,7 +102,22 @@ fn run(
     enter_working_directory(&spec.cwd)?;
     drop_rights(&spec, &identity)?;
     sys::close_on_exec_from(3).during("close descriptors")?;
+    protocol::write_frame(socket, &Report::Ready).during("report that all is ready")?;
     Err(exec(&spec, &identity))
+}
+
+/// Makes the namespaces that this process was born in the step's own.
+fn make_place(socket: &UnixStream, spec: &ExecSpec, host: &Host) -> Result<(), Failure> {
+    spec.limits.join_cgroups(host.unified_cgroups)?;
+    // Modes given from here on are meant as they are.
+    rustix::process::umask(Mode::empty());
+
+    if spec.network == Network::None {
+        sys::loopback_up().during("bring up the loopback device")?;
+    }
+    let hostname = if spec.hostname.is_empty() { super::DEFAULT_HOSTNAME } else { &spec.hostname };
+    rustix::system::sethostname(hostname.as_bytes()).during_at("set the host name", hostname)?;
+    enter_root(socket, spec, host)
 }
 
 fn enter_root(socket: &UnixStream, spec: &ExecSpec, host: &Host) -> Result<(), Failure> {

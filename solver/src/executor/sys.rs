@@ -203,6 +203,17 @@ pub(super) fn unshare_mounts() -> io::Result<()> {
     }
 }
 
+/// Moves this process to namespaces (`CLONE_NEW*`): those of the process that `target` stands for, or the one that it is
+/// open on. Of process namespaces only children become members.
+pub(super) fn enter(target: BorrowedFd<'_>, namespaces: libc::c_int) -> io::Result<()> {
+    // SAFETY: affects only what this process sees; no memory is shared or unshared.
+    if unsafe { libc::setns(target.as_raw_fd(), namespaces) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// Sets a system call filter for this process and all it starts.
 pub(super) fn set_seccomp_filter(program: &[libc::sock_filter]) -> io::Result<()> {
     let length =

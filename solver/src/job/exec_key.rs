@@ -2,18 +2,92 @@
 
 use std::sync::Arc;
 
+use futures::future::try_join_all;
 use sha2::{Digest as _, Sha256};
 use slipway_spec::llb::pb;
 use slipway_store::blocking;
 use slipway_store::result::ResultKey;
+use slipway_store::tree::clean;
 
-use super::{Job, is_local, output_key, tagged};
-use crate::error::{Cause, Result};
+use super::Job;
+use super::key::{definition_key, output_key, tagged};
+use super::local::is_local;
+use crate::error::{Cause, Result, SolveError};
 use crate::graph::Vertex;
 use crate::operation::exec::mounts::cache_name;
 use crate::operation::file;
 
 impl Job {
+    /// Finds a process's key without executing anything; `None` when a step below must run first.
+    ///
+    /// Parts of other steps' results that are mounted and not kept count by their content, which is known once the step
+    /// has run; what was found then is kept as another name of the key that says which steps those are.
+    pub(super) async fn quick_exec_key(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &pb::ExecOp,
+    ) -> Result<Option<ResultKey>> {
+        let inputs = try_join_all((0..vertex.inputs.len()).map(|at| async move {
+            match self.content_input_key(vertex, op, at).await? {
+                Some(key) => Ok::<_, SolveError>(Some(key)),
+                None => self.quick_key(&vertex.inputs[at].vertex).await,
+            }
+        }))
+        .await?;
+        let Some(inputs) = inputs.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let key = definition_key(vertex, &inputs);
+        if !has_late_inputs(vertex, op) {
+            return Ok(Some(key));
+        }
+        if vertex.fresh {
+            return Ok(None);
+        }
+        Ok(self.store().alias(&alias_of(&key))?)
+    }
+
+    /// Finds the key by executing what is mounted.
+    pub(super) async fn exec_key(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &pb::ExecOp,
+    ) -> Result<ResultKey> {
+        let inputs = try_join_all((0..vertex.inputs.len()).map(|at| async move {
+            let edge = &vertex.inputs[at];
+            if let Some(key) = self.content_input_key(vertex, op, at).await? {
+                return Ok::<_, SolveError>((key, key));
+            }
+            let own = self.key(&edge.vertex).await?;
+            let Some(selectors) = late_selectors(vertex, op, at) else {
+                return Ok((own, own));
+            };
+            let view = self.view(edge).await?;
+            let digest = blocking::run(move || Ok(selected_digest(&selectors, &view))).await??;
+            let mut hash = tagged(b"selected");
+            hash.update(digest);
+            Ok((own, ResultKey(hash.finalize().into())))
+        }))
+        .await?;
+        let (own, content): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
+        let key = definition_key(vertex, &content);
+        if has_late_inputs(vertex, op) {
+            self.store().remember_alias(&alias_of(&definition_key(vertex, &own)), &key)?;
+        }
+        Ok(key)
+    }
+
+    /// Whether what a process is about to read is what its key says; see [`Job::is_as_keyed`].
+    pub(super) async fn is_exec_as_keyed(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &pb::ExecOp,
+        key: &ResultKey,
+    ) -> Result<bool> {
+        if !has_late_inputs(vertex, op) || !matches!(vertex.quick_key.get(), Some(Ok(Some(_)))) {
+            return Ok(true);
+        }
+        Ok(self.exec_key(vertex, op).await? == *key)
+    }
+
     /// Returns the key of what a process reads of one of its inputs, if it counts by its content: that is so for parts of
     /// the build context that are mounted and not changed. Such a step stays known while other files change.
     pub(super) async fn content_input_key(
@@ -62,6 +136,28 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// The name under which the key of a process is kept that reads parts of other steps' results.
+fn alias_of(definition: &ResultKey) -> ResultKey {
+    let mut hash = tagged(b"exec definition");
+    hash.update(definition.0);
+    ResultKey(hash.finalize().into())
+}
+
+/// Returns which parts a process sees of an input whose content is known only once the step that makes it has run.
+/// What a source has is known by its key, and all of a file system would take long to read.
+fn late_selectors(vertex: &Vertex, op: &pb::ExecOp, at: usize) -> Option<Vec<String>> {
+    if matches!(vertex.inputs[at].vertex.op, pb::op::Op::Source(_)) {
+        return None;
+    }
+    let selectors = content_selectors(op, at)?;
+    let parts = selectors.iter().all(|selector| !clean(selector.as_bytes()).is_empty());
+    Some(selectors).filter(|_| parts)
+}
+
+fn has_late_inputs(vertex: &Vertex, op: &pb::ExecOp) -> bool {
+    (0..vertex.inputs.len()).any(|at| late_selectors(vertex, op, at).is_some())
 }
 
 /// Returns which parts of an input a process sees, unless the input counts as a whole.

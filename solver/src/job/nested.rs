@@ -6,9 +6,10 @@ use slipway_spec::llb::{Definition, pb};
 use slipway_store::result::ResultKey;
 use slipway_store::snapshot::Snapshot;
 
-use super::{Job, lock, output_key, tagged};
+use super::Job;
+use super::key::{output_key, tagged};
 use crate::error::{Cause, Result};
-use crate::graph::{self, BUILD_INPUT, Edge, Vertex};
+use crate::graph::{BUILD_INPUT, Edge, Vertex};
 
 /// A definition may have this many bytes.
 const MAX_DEFINITION: u64 = 64 << 20;
@@ -29,8 +30,7 @@ impl Job {
             let bytes = bytes
                 .ok_or_else(|| Cause::Missing(format!("the definition {name:?}: not found")))?;
             let definition = Definition::from_bytes(&bytes).map_err(Cause::from)?;
-            let entitlements = self.0.services.entitlements;
-            graph::load(&definition, &mut lock(&self.0.vertices), entitlements, vertex.depth + 1)
+            self.load_at(&definition, &[], vertex.depth + 1).await
         };
         vertex.nested.get_or_init(read).await.clone()
     }

@@ -1,7 +1,6 @@
 //! Sources from outside: the web, repositories, blobs, and the client's image layouts.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use slipway_spec::Platform;
 use slipway_spec::llb::pb;
@@ -52,7 +51,7 @@ impl Job {
             };
             Ok(Arc::new(found))
         };
-        vertex.found.get_or_init(find).await.clone()
+        vertex.found.get_or_init(|| self.find_together(vertex, find())).await.clone()
     }
 
     /// Returns the file system of a source, from before where it is known.
@@ -63,27 +62,19 @@ impl Job {
     ) -> Result<Vec<Snapshot>> {
         let key = self.key(vertex).await?;
         if !vertex.fresh
-            && let Some(results) = self.recall(&key, 1)?
+            && let Some(results) = self.recall(vertex, &key, 1)?
         {
             self.announce_cached(vertex);
             return Ok(results);
         }
-        // A download that was needed for the key was shown then.
-        let announced =
-            if vertex.announced.load(Ordering::Relaxed) { None } else { Some(self.start(vertex)) };
-        let asked = outside(source)?;
-        let found = self.found(vertex, &asked).await;
-        let made = match found {
-            Ok(found) => self.make_outside(vertex, &asked, &found).await,
-            Err(error) => Err(error),
+        let make = |_| async move {
+            let asked = outside(source)?;
+            let found = self.found(vertex, &asked).await?;
+            let results = vec![self.make_outside(vertex, &asked, &found).await?];
+            self.remember(vertex, &key, &results)?;
+            Ok(results)
         };
-        let snapshot = match announced {
-            Some(announced) => self.end(vertex, announced, made)?,
-            None => made.map_err(|error| error.at(|| vertex.failed()))?,
-        };
-        let results = vec![snapshot];
-        self.remember(vertex, &key, &results)?;
-        Ok(results)
+        self.execute_together(vertex, key, make).await
     }
 
     async fn make_outside(

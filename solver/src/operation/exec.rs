@@ -1,5 +1,7 @@
 //! Process execution: a root file system, a command, and the layer that it leaves.
 
+pub(crate) mod container;
+pub(crate) mod left;
 pub(crate) mod mounts;
 
 use std::fs;
@@ -15,6 +17,7 @@ use slipway_store::snapshot::Snapshot;
 use slipway_store::{Error, Store, blocking};
 use tokio::sync::mpsc;
 
+use self::left::Left;
 use self::mounts::Mounts;
 use crate::client::Services;
 use crate::error::{Cause, Result};
@@ -61,6 +64,7 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
         services,
         inputs: step.inputs,
         keys: step.keys,
+        left: &[],
         cwd: &meta.cwd,
     };
     let mut mounts = Mounts::prepare(op, &sources).await?;
@@ -93,16 +97,24 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
     };
     let done = execute(worker, step.progress, vertex, spec).await;
     drop_groups(groups).await;
-    let cause = match done {
+    let failed = match done {
         Ok(exit) if is_success(meta, exit.code) => {
             let recursive = meta.remove_mount_stubs_recursive;
             return mounts.finish(&worker.store, &exit, recursive, &vertex.name).await;
         }
-        Ok(exit) => Cause::Exit { command, code: exit.code, hint: hint(&exit) },
-        Err(error) => Cause::Start { command, error },
+        failed => failed,
     };
-    mounts.discard().await;
-    Err(cause.into())
+    let left = if services.keep_failed {
+        Some(Arc::new(Left::of(op, step.inputs, mounts)))
+    } else {
+        mounts.discard().await;
+        None
+    };
+    Err(match failed {
+        Ok(exit) => Cause::Exit { command, code: exit.code, hint: hint(&exit), left },
+        Err(error) => Cause::Start { command, error, left },
+    }
+    .into())
 }
 
 /// Returns an operation as it counts for a key: without what changes how a process works but not what it gives.
@@ -185,7 +197,7 @@ fn is_success(meta: &pb::Meta, code: i32) -> bool {
     if meta.valid_exit_codes.is_empty() { code == 0 } else { meta.valid_exit_codes.contains(&code) }
 }
 
-fn environment(meta: &pb::Meta) -> Vec<String> {
+pub(crate) fn environment(meta: &pb::Meta) -> Vec<String> {
     let mut env = meta.env.clone();
     if !env.iter().any(|variable| variable.starts_with("PATH=")) {
         env.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
@@ -277,7 +289,14 @@ impl StepFolders {
         store: &Store,
         layers: &[slipway_store::snapshot::LayerId],
     ) -> slipway_store::Result<Self> {
-        let lower = store.folders(layers)?;
+        Self::on(store, store.folders(layers)?)
+    }
+
+    /// Makes the folders of a process on top of others, base first.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn on(store: &Store, lower: Vec<PathBuf>) -> slipway_store::Result<Self> {
         let home = store.temporary("step");
         let upper = home.join("fs");
         let work = home.join("work");

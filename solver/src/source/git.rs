@@ -22,6 +22,7 @@ use crate::client::Services;
 use crate::client::ssh::{AgentSocket, SocketOwner};
 use crate::error::{Cause, Result};
 use crate::job::tagged;
+use crate::source::metadata::GitMetadata;
 
 /// How repositories are fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +188,10 @@ impl GitSource {
             git.run(None, &["ls-remote", "--symref", "--", &self.remote, name, &peeled]).await?;
         let listed = String::from_utf8_lossy(&listed).into_owned();
         let commit = self.choose(&listed).ok_or_else(|| {
-            Cause::Missing(format!("{}: repository does not contain ref {name}", self.shown()))
+            Cause::Missing(format!(
+                "{}: repository does not contain ref {name}; name a branch, a tag or a commit that it has",
+                self.shown()
+            ))
         })?;
         let ids = [Some(&commit.object), commit.peeled.as_ref()];
         if !ids.iter().flatten().any(|id| id.starts_with(&self.checksum)) {
@@ -272,6 +276,35 @@ impl GitSource {
         let clone = self.clone_folder(store, commit).await?;
         checkout::Checkout { source: self, git: &git, clone: &clone.folder(), commit }
             .make(store, name)
+            .await
+    }
+
+    /// Returns what is known of a commit without fetching it.
+    pub(crate) fn metadata(&self, commit: &Commit) -> GitMetadata {
+        GitMetadata {
+            checksum: commit.object.clone(),
+            reference: commit.name.clone(),
+            // Where the folder of git is kept, the tag is what is checked out.
+            commit_checksum: commit.peeled.clone().filter(|_| !self.keep_git_dir),
+            ..GitMetadata::default()
+        }
+    }
+
+    /// Adds the objects of a commit, as git stores them.
+    ///
+    /// # Errors
+    /// When the commit cannot be fetched.
+    pub(crate) async fn add_objects(
+        &self,
+        commit: &Commit,
+        store: &Store,
+        services: &Services,
+        metadata: &mut GitMetadata,
+    ) -> Result<()> {
+        let git = self.open(store, services).await?;
+        let clone = self.clone_folder(store, commit).await?;
+        checkout::Checkout { source: self, git: &git, clone: &clone.folder(), commit }
+            .objects(metadata)
             .await
     }
 

@@ -5,12 +5,13 @@ use slipway_spec::Digest;
 use slipway_spec::llb::pb;
 use slipway_store::download::{Download, receive};
 use slipway_store::registry::web::unescape;
-use slipway_store::{Error, Store, blocking};
+use slipway_store::registry::{RegistryError, RegistryErrorKind};
+use slipway_store::{Error, ErrorKind, Store, blocking};
 use tokio::io::AsyncReadExt as _;
 
 use super::file::{Looks, SingleFile, safe_name};
 use crate::client::{ByteStream, Services};
-use crate::error::{Cause, Result};
+use crate::error::{Cause, Result, SolveError};
 
 /// The host name under which clients offer files of their own.
 const UPLOAD_HOST: &str = "buildkit-session";
@@ -109,7 +110,8 @@ impl HttpSource {
                 headers.push(("if-modified-since".into(), time.clone()));
             }
         }
-        let mut answer = services.web.get(&self.url, &headers).await?;
+        let answer = services.web.get(&self.url, &headers).await;
+        let mut answer = answer.map_err(|error| self.advise(error))?;
         if answer.is_unchanged() {
             // Only a server that was told of a version may say so.
             let Some((known, digest)) =
@@ -148,8 +150,14 @@ impl HttpSource {
         }));
         let report = |current: u64| progress(current, total);
         let what = shown(&self.url);
-        let (digest, _) =
-            receive(store, &what, chunks, MAX_BYTES, self.checksum.as_ref(), &report).await?;
+        let received =
+            receive(store, &what, chunks, MAX_BYTES, self.checksum.as_ref(), &report).await;
+        let (digest, _) = received.map_err(|error| match error.kind() {
+            ErrorKind::Corrupt => SolveError::from(Cause::Invalid(format!(
+                "{error}; if the file was meant to change, change its checksum as well"
+            ))),
+            _ => error.into(),
+        })?;
         download.digest = Some(digest.clone());
         let found = self.found(digest, &download);
         let writer = store.clone();
@@ -157,9 +165,23 @@ impl HttpSource {
         Ok(found)
     }
 
+    /// Says what to do about an answer that is none.
+    fn advise(&self, error: RegistryError) -> RegistryError {
+        let host = self.host();
+        let advice = match error.kind() {
+            RegistryErrorKind::NotFound => "check the URL".to_owned(),
+            RegistryErrorKind::Unauthorized | RegistryErrorKind::Denied => format!(
+                "if it needs credentials, give them as the secret HTTP_AUTH_TOKEN_{host} or HTTP_AUTH_HEADER_{host}"
+            ),
+            _ => return error,
+        };
+        let message = format!("{}; {advice}", error.message());
+        RegistryError::new(error.kind(), error.subject(), message)
+    }
+
     fn found(&self, digest: Digest, download: &Download) -> SingleFile {
         let changed = download.last_modified.as_deref();
-        let changed = changed.and_then(|text| httpdate::parse_http_date(text).ok());
+        let changed = changed.and_then(parse_date);
         let mtime = changed
             .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
             .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(0));
@@ -256,6 +278,13 @@ fn disposition_name(header: &str) -> Option<String> {
     Some(value.replace('\\', "")).filter(|name| !name.is_empty() && !name.ends_with('/'))
 }
 
+/// Reads the date of a header. The zone is always the same one, but some servers call it by its newer name.
+fn parse_date(text: &str) -> Option<std::time::SystemTime> {
+    let text = text.trim_end();
+    let renamed = text.strip_suffix("UTC").map(|rest| format!("{rest}GMT"));
+    httpdate::parse_http_date(renamed.as_deref().unwrap_or(text)).ok()
+}
+
 /// A URL without what may be a credential.
 fn shown(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
@@ -291,6 +320,20 @@ mod tests {
         ] {
             assert_eq!(disposition_name(header).as_deref(), name, "{header}");
         }
+    }
+
+    #[test]
+    fn dates_are_read_in_every_form_that_servers_send() {
+        let wanted = std::time::UNIX_EPOCH + std::time::Duration::from_secs(784_111_777);
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 UTC",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(parse_date(text), Some(wanted), "{text}");
+        }
+        assert_eq!(parse_date("yesterday"), None);
     }
 
     #[test]

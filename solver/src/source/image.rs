@@ -15,7 +15,7 @@ use slipway_store::{Store, blocking, transfer};
 use crate::error::{Cause, Result, SolveError};
 
 /// Where a name is looked up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lookup {
     /// In the store, then at the registry.
     StoreFirst,

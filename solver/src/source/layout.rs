@@ -23,6 +23,18 @@ pub(crate) struct LayoutImage {
     pub(crate) store: String,
 }
 
+/// An image of a layout, as far as its manifest and config tell.
+#[derive(Debug)]
+pub(crate) struct ResolvedLayout {
+    /// What was asked for: an index or a manifest.
+    pub(crate) target: Digest,
+    pub(crate) manifest: Manifest,
+    /// The config as it is written.
+    pub(crate) config: Vec<u8>,
+    /// The layout.
+    pub(crate) store: String,
+}
+
 /// Finds an image; its layers stay where they are.
 pub(crate) async fn find(
     store: &Store,
@@ -30,20 +42,33 @@ pub(crate) async fn find(
     source: &pb::SourceOp,
     platform: &Platform,
 ) -> Result<LayoutImage> {
+    let resolved = resolve(store, layouts, source, platform).await?;
+    read_image(store, source, resolved).await
+}
+
+/// Finds the manifest and the config of an image for a platform.
+pub(crate) async fn resolve(
+    store: &Store,
+    layouts: &dyn LayoutStore,
+    source: &pb::SourceOp,
+    platform: &Platform,
+) -> Result<ResolvedLayout> {
     let fail = |what: &str| Cause::Invalid(format!("the source {}: {what}", source.identifier));
     let name = source.identifier.trim_start_matches("oci-layout://");
     let (image, digest) = name.rsplit_once('@').ok_or_else(|| fail("it has no digest"))?;
-    let digest: Digest = digest.parse().map_err(|_| fail("it has no digest"))?;
+    let target: Digest = digest.parse().map_err(|_| fail("it has no digest"))?;
     // Without a store of its own the image's name is that of the store.
     let from = source.attrs.get("oci.store").filter(|store| !store.is_empty()).cloned();
     let from = from.unwrap_or_else(|| image.split(':').next().unwrap_or_default().to_owned());
-    let mut digest = digest;
+    let mut digest = target.clone();
     // Indexes may be nested, but not without end.
     for _ in 0..4 {
         let bytes = fetch(store, layouts, &from, &digest, MAX_MANIFEST_BYTES).await?;
         match Document::parse(&bytes).map_err(|error| fail(&error.to_string()))? {
             Document::Manifest(manifest) => {
-                return read_image(store, layouts, source, &from, manifest).await;
+                let digest = &manifest.config.digest;
+                let config = fetch(store, layouts, &from, digest, MAX_CONFIG_BYTES).await?;
+                return Ok(ResolvedLayout { target, manifest, config, store: from });
             }
             Document::Index(index) => {
                 let Some(entry) = index.best_for(platform) else {
@@ -62,13 +87,11 @@ pub(crate) async fn find(
 
 async fn read_image(
     store: &Store,
-    layouts: &dyn LayoutStore,
     source: &pb::SourceOp,
-    from: &str,
-    manifest: Manifest,
+    resolved: ResolvedLayout,
 ) -> Result<LayoutImage> {
     let fail = |what: String| Cause::Invalid(format!("the source {}: {what}", source.identifier));
-    let config = fetch(store, layouts, from, &manifest.config.digest, MAX_CONFIG_BYTES).await?;
+    let ResolvedLayout { manifest, config, store: from, .. } = resolved;
     let config: ImageConfig = serde_json::from_slice(&config)
         .map_err(|error| fail(format!("invalid config: {error}")))?;
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
@@ -98,7 +121,7 @@ async fn read_image(
         snapshot: Snapshot { layers: layers.clone() },
         diff_ids,
         layers: layers.into_iter().zip(descriptors).collect(),
-        store: from.to_owned(),
+        store: from,
     })
 }
 

@@ -32,8 +32,10 @@ enum State<W> {
 enum Message<W> {
     Chunk(Vec<u8>),
     Bytes(Bytes),
-    Call(Box<dyn FnOnce(&mut W) -> io::Result<()> + Send>),
+    Call(Call<W>),
 }
+
+type Call<W> = Box<dyn FnOnce(&mut W) -> io::Result<()> + Send>;
 
 #[derive(Debug)]
 struct Thread<W> {

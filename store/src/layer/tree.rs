@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::stack::{FileKind, LayerStack, Located, Walk};
 use super::tar::{Entry, EntryKind, TarWriter};
-use super::{LayerError, host, split};
+use super::{LayerError, host, join, split};
 
 /// How to copy a tree into a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,18 @@ impl Default for CopyOptions {
 /// # Errors
 /// Fails if a layer cannot be read or the output fails.
 pub fn write_tree<W: Write>(stack: &LayerStack, tar: &mut TarWriter<W>) -> Result<(), LayerError> {
+    write_tree_below(stack, b"", tar)
+}
+
+/// As [`write_tree`], with all names below a folder, which gets no entry of its own.
+///
+/// # Errors
+/// As there.
+pub fn write_tree_below<W: Write>(
+    stack: &LayerStack,
+    folder: &[u8],
+    tar: &mut TarWriter<W>,
+) -> Result<(), LayerError> {
     if stack.is_empty() {
         return Ok(());
     }
@@ -61,9 +73,9 @@ pub fn write_tree<W: Write>(stack: &LayerStack, tar: &mut TarWriter<W>) -> Resul
             FileKind::Fifo => EntryKind::Fifo,
         };
         if metadata.links > 1 && !metadata.is_directory() {
-            first_names.entry(inode).or_insert_with(|| located.path.clone());
+            first_names.entry(inode).or_insert_with(|| join(folder, &located.path));
         }
-        let mut entry = Entry::new(located.path.as_slice(), kind, metadata.mode);
+        let mut entry = Entry::new(join(folder, &located.path), kind, metadata.mode);
         (entry.uid, entry.gid) = (metadata.uid, metadata.gid);
         // Cut, not rounded, so that a file has the same time here as in its layer.
         entry.mtime_seconds = metadata.mtime_seconds;

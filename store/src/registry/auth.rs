@@ -349,12 +349,61 @@ impl Inner {
         scopes: &Scopes,
     ) -> Result<HeldToken, RegistryError> {
         let realm = self.check_realm(endpoint, realm)?;
+        let asked_at = Instant::now();
+        let fresh = self.fresh_token(endpoint, &realm, service, scopes).await?;
+        match fresh.lifetime {
+            Some(lifetime) => HeldToken::new(&fresh.secret, asked_at, lifetime, &realm),
+            None => {
+                let authorization = Authorization::bearer(&fresh.secret);
+                let authorization = authorization.ok_or_else(|| unusable(&realm))?;
+                Ok(HeldToken { authorization, expires: None })
+            }
+        }
+    }
+
+    /// Fetches a token for whoever speaks to the registry in place of this client, and may have no password of its own.
+    ///
+    /// `host` is as for [`Credentials::credential`].
+    pub(crate) async fn token_for(
+        &self,
+        host: &str,
+        realm: &str,
+        service: Option<&str>,
+        scopes: &[String],
+    ) -> Result<Token, RegistryError> {
+        let bad = || {
+            let message = format!("{realm:?} is not the URL of a token server");
+            RegistryError::new(RegistryErrorKind::Protocol, host, message)
+        };
+        let realm = Url::parse(realm).ok_or_else(bad)?;
+        let endpoint = Endpoint {
+            host: self.host(realm.authority())?,
+            scheme: realm.scheme(),
+            repository: String::new(),
+            namespace: None,
+            credentials_key: host.into(),
+        };
+        let scopes = Scopes::parse(&scopes.join(" "));
+        let fresh = self.fresh_token(&endpoint, &realm, service, &scopes).await?;
+        if fresh.secret.expose().is_empty() {
+            return Err(unusable(&realm));
+        }
+        Ok(Token { secret: fresh.secret, lifetime: fresh.lifetime.unwrap_or(LONGEST_LIFETIME) })
+    }
+
+    async fn fresh_token(
+        &self,
+        endpoint: &Endpoint,
+        realm: &Url,
+        service: Option<&str>,
+        scopes: &Scopes,
+    ) -> Result<FreshToken, RegistryError> {
         let wanted: Vec<String> = scopes.iter().collect();
         let url = realm.to_uri()?.to_string();
         let ready = self.credentials.token(&endpoint.credentials_key, &url, service, &wanted).await;
         let (credential, note) = match ready {
             Ok(Some(token)) => {
-                return HeldToken::new(&token.secret, Instant::now(), token.lifetime, &realm);
+                return Ok(FreshToken { secret: token.secret, lifetime: Some(token.lifetime) });
             }
             Ok(None) => self.credential(endpoint).await,
             Err(error) if error.kind() == RegistryErrorKind::Local => {
@@ -362,12 +411,10 @@ impl Inner {
             }
             Err(error) => return Err(error),
         };
-        if let Some(Credential::RegistryToken(token)) = &credential {
-            let authorization = Authorization::bearer(token).ok_or_else(|| unusable(&realm))?;
-            return Ok(HeldToken { authorization, expires: None });
+        if let Some(Credential::RegistryToken(token)) = credential {
+            return Ok(FreshToken { secret: token, lifetime: None });
         }
-        let request = TokenRequest { endpoint, realm: &realm, service, scopes };
-        let asked_at = Instant::now();
+        let request = TokenRequest { endpoint, realm, service, scopes };
         let answer = match &credential {
             None | Some(Credential::RegistryToken(_)) => self.token_by_get(&request, None).await?,
             Some(Credential::Basic { username, password }) => {
@@ -406,13 +453,13 @@ impl Inner {
             });
         }
         let (_, body) = self.read_document(answer, TOKEN_BYTES).await?;
-        let reply: TokenReply = serde_json::from_slice(&body).map_err(|_| unusable(&realm))?;
-        let token = reply.token.or(reply.access_token).ok_or_else(|| unusable(&realm))?;
+        let reply: TokenReply = serde_json::from_slice(&body).map_err(|_| unusable(realm))?;
+        let secret = reply.token.or(reply.access_token).ok_or_else(|| unusable(realm))?;
         let lifetime = reply
             .expires_in
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .unwrap_or(DEFAULT_LIFETIME);
-        HeldToken::new(&token, asked_at, lifetime, &realm)
+        Ok(FreshToken { secret, lifetime: Some(lifetime) })
     }
 
     /// A registry says where its token server is, and so could send passwords anywhere.
@@ -497,6 +544,12 @@ impl Inner {
             retries.wait(failure, &endpoint.host).await.map_err(RegistryError::last)?;
         }
     }
+}
+
+/// A token as it came; one without a lifetime is the user's own.
+struct FreshToken {
+    secret: Secret,
+    lifetime: Option<Duration>,
 }
 
 struct TokenRequest<'a> {

@@ -3,6 +3,7 @@
 //! A digest is taken from memory when device, inode, size, modification and change time are what they were. A file that
 //! changed within [`RACY`] of being read is read again next time: its next change might leave no trace in the times.
 
+mod ahead;
 pub(crate) mod digest;
 mod kept;
 mod memory;
@@ -17,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::FileType;
 use sha2::{Digest as _, Sha256};
 
+pub use self::ahead::Ahead;
 use self::digest::digest_all;
 pub use self::digest::digest_file;
 pub(crate) use self::digest::{open_regular, open_sized};
@@ -28,6 +30,9 @@ use crate::lease::now_nanos;
 
 /// Times are not finer than this on any file system we meet.
 const RACY: i64 = 2_000_000_000;
+
+/// The kernel's limit for the value of an extended attribute, in bytes.
+const MAX_XATTR: usize = 64 * 1024;
 
 /// What a scan does with a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,21 +165,36 @@ pub fn scan_or_recall(
     filter: &mut dyn Filter,
     options: &ScanOptions<'_>,
 ) -> Result<Scan> {
+    scan_ahead(root, filter, options, None)
+}
+
+/// As [`scan_or_recall`], where the comparison with the last scan has perhaps begun already.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_ahead(
+    root: &Path,
+    filter: &mut dyn Filter,
+    options: &ScanOptions<'_>,
+    ahead: Option<&Ahead>,
+) -> Result<Scan> {
     let place = options.memory.zip(filter.identity()).map(|(memory, identity)| {
         let mut hash = Sha256::new();
         hash.update(identity);
         hash.update([u8::from(options.ownership == Ownership::Keep)]);
         kept::place(memory, root, &hash.finalize().into())
     });
-    let kept = place.as_deref().and_then(|place| Kept::load(place, root));
-    let same = kept.as_ref().and_then(Kept::verify);
-    let known = match (kept, same) {
-        (Some(kept), Some(same)) if same.iter().all(|same| *same) => {
+    let verified = place.as_deref().and_then(|place| {
+        let begun = ahead.and_then(|ahead| ahead.take(place, root));
+        begun.unwrap_or_else(|| ahead::verified(place, root))
+    });
+    let known = match verified {
+        Some((kept, same)) if same.iter().all(|same| *same) => {
             let (digest, ownership) = (kept.digest(), options.ownership);
             let source = ScanSource::Kept { kept, ownership, tree: OnceLock::new() };
             return Ok(Scan { digest, source });
         }
-        (kept, same) => kept.zip(same),
+        other => other,
     };
     let known = known.as_ref().and_then(|(kept, same)| kept.known(same)).unwrap_or_default();
     let began = now_nanos();
@@ -193,6 +213,72 @@ pub fn scan_or_recall(
 /// When something cannot be read; the error names the path.
 pub fn scan(root: &Path, filter: &mut dyn Filter, options: &ScanOptions<'_>) -> Result<Tree> {
     Ok(to_tree(look(root, filter, options, &Known::default())?.0, options.ownership))
+}
+
+/// Lists `root` as [`scan`] does, with all extended attributes, but reads no contents and so knows no digests.
+///
+/// # Errors
+/// When something cannot be read; the error names the path.
+pub fn survey(root: &Path, filter: &mut dyn Filter, ownership: Ownership) -> Result<Tree> {
+    let metadata = fs::metadata(root).at("read", root)?;
+    if !metadata.is_dir() {
+        let what = format!("{} is not a directory", root.display());
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    let mut listed = vec![Listed { path: vec![], stamp: Stamp::of(&metadata) }];
+    let mut found = examine(walk(root, filter, &mut listed, &Known::default())?)?;
+    // A thread costs as much as the attributes of about this many files.
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(found.len().div_ceil(1024));
+    let part = found.len().div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = found
+            .chunks_mut(part)
+            .map(|part| {
+                scope.spawn(|| -> Result<()> {
+                    for scanned in part {
+                        scanned.xattrs = all_xattrs(&scanned.host)?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })?;
+    Ok(to_tree(found, ownership))
+}
+
+/// Reads the extended attributes of an entry itself, whatever it is. One that cannot be read, or is gone, has none.
+fn all_xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    use rustix::io::Errno;
+    let mut xattrs = BTreeMap::new();
+    let mut names = vec![];
+    loop {
+        match rustix::fs::llistxattr(path, names.as_mut_slice()) {
+            Ok(0) => return Ok(xattrs),
+            Ok(length) if length <= names.len() => {
+                names.truncate(length);
+                break;
+            }
+            Ok(length) => names.resize(length, 0),
+            Err(Errno::RANGE) => names.resize((names.len() + 1) * 2, 0),
+            Err(Errno::OPNOTSUPP | Errno::NOENT | Errno::ACCESS) => return Ok(xattrs),
+            Err(error) => return Err(error).at("list the attributes of", path),
+        }
+    }
+    let mut value = vec![0; MAX_XATTR];
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        match rustix::fs::lgetxattr(path, name, value.as_mut_slice()) {
+            Ok(length) => {
+                xattrs.insert(name.to_vec(), value.get(..length).unwrap_or_default().to_vec());
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT | Errno::ACCESS) => {}
+            Err(error) => return Err(error).at("read an attribute of", path),
+        }
+    }
+    Ok(xattrs)
 }
 
 fn to_tree(found: Vec<Scanned>, ownership: Ownership) -> Tree {

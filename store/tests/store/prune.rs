@@ -4,11 +4,14 @@ use std::fs;
 
 use slipway_spec::{Digest, MediaType};
 use slipway_store::ErrorKind;
-use slipway_store::gc::{PruneOptions, Pruned};
+use slipway_store::filter::Filter;
+use slipway_store::gc::collect::Collection;
+use slipway_store::gc::{CacheRecord, PruneOptions, Pruned, RecordKind, Rule};
 use slipway_store::image::ANNOTATION_NAME;
+use slipway_store::kept::{KeptKind, Sharing};
 use slipway_store::pack::BlobOptions;
 use slipway_store::result::{ResultKey, StepResult};
-use slipway_store::snapshot::Snapshot;
+use slipway_store::snapshot::{LayerId, Snapshot};
 
 use crate::harness;
 
@@ -186,4 +189,152 @@ fn what_a_build_of_the_same_process_uses_stays() {
     assert_eq!(store.prune(&working).unwrap().blobs, 0);
     assert!(store.has_blob(&blob.digest).unwrap());
     assert_eq!(store.prune(&ALL).unwrap().blobs, 1);
+}
+
+/// Takes away all that a rule allows, and returns the ids of what went.
+fn collect(store: &slipway_store::Store, rule: &Rule) -> Vec<String> {
+    let records = store.cache_records(None).unwrap();
+    let planned: Vec<CacheRecord> =
+        rule.plan(&records, i64::MAX, u64::MAX).into_iter().map(|at| records[at].clone()).collect();
+    let collection = Collection { records: &planned, ..Collection::default() };
+    let collected = store.take_records(&collection).unwrap();
+    let gone = store.finish_collection(collected).unwrap();
+    gone.into_iter().map(|record| record.id).collect()
+}
+
+fn step(store: &slipway_store::Store, key: u8, layers: &[LayerId]) {
+    let result = StepResult { snapshot: Snapshot { layers: layers.to_vec() }, created: 7 };
+    store.remember(&ResultKey([key; 32]), &result, "a step").unwrap();
+}
+
+#[test]
+fn records_tell_what_they_are_and_what_they_stand_on() {
+    let (_folder, store) = harness::store();
+    let base = harness::layer(&store, &[("f", "base")]);
+    let top = harness::layer(&store, &[("g", "top")]);
+    step(&store, 1, &[base]);
+    step(&store, 2, &[base, top]);
+    store.set_layer_kind(top, RecordKind::GitCheckout).unwrap();
+    let loose = store.put(MediaType::OCI_CONFIG, b"loose").unwrap();
+    let mount = store.try_keep(KeptKind::Cache, "go", b"", Sharing::Shared, |_| Ok(()));
+    let mount = mount.unwrap().unwrap();
+    let blob = store.ensure_blob(top, &[base], &BlobOptions::default()).unwrap();
+
+    let records = store.cache_records(None).unwrap();
+    let summary: Vec<_> = records
+        .iter()
+        .map(|r| (r.id.clone(), r.kind.as_str(), r.parents.clone(), r.mutable, r.in_use))
+        .collect();
+    let (base_id, top_id) = (base.0.to_string(), top.0.to_string());
+    assert_eq!(
+        summary,
+        [
+            (base_id.clone(), "regular", vec![], false, false),
+            (top_id, "source.git.checkout", vec![base_id], false, false),
+            (loose.digest.to_string(), "regular", vec![], false, false),
+            (records[3].id.clone(), "exec.cachemount", vec![], true, true),
+        ]
+    );
+    assert!(records.iter().all(|record| record.bytes > 0 && record.created > 0));
+    assert!(records[1].bytes > blob.descriptor.size, "a folder and a blob");
+    drop(mount);
+    assert!(!store.cache_records(None).unwrap()[3].in_use);
+    let began = records[0].used;
+    assert!(store.cache_records(Some(began)).unwrap()[..3].iter().all(|record| record.in_use));
+}
+
+#[test]
+fn a_collection_takes_children_first_and_forgets_their_results() {
+    let (_folder, store) = harness::store();
+    let base = harness::layer(&store, &[("f", "base")]);
+    let (one, two) = (harness::layer(&store, &[("g", "1")]), harness::layer(&store, &[("g", "2")]));
+    step(&store, 1, &[base]);
+    step(&store, 2, &[base, one]);
+    step(&store, 3, &[base, two]);
+    let only = |text: &str| Rule {
+        filter: Filter::parse(&[text], slipway_store::gc::record::FIELDS).unwrap(),
+        ..Rule::default()
+    };
+    let by_id = |layer: LayerId| only(&format!("id=={}", layer.0));
+    assert_eq!(collect(&store, &by_id(base)), [""; 0], "others stand on it");
+    assert_eq!(collect(&store, &by_id(one)), [one.0.to_string()]);
+    assert!(store.result(&ResultKey([2; 32])).unwrap().is_none());
+    assert!(store.result(&ResultKey([1; 32])).unwrap().is_some());
+    assert!(!store.layer_folder(one).exists() && store.layer_folder(two).exists());
+    assert_eq!(
+        collect(&store, &Rule::default()),
+        [two.0.to_string(), base.0.to_string()],
+        "the rest from the top"
+    );
+    assert!(store.cache_records(None).unwrap().is_empty());
+    assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_used_since_it_was_listed_stays_with_all_below_it() {
+    let (_folder, store) = harness::store();
+    let base = harness::layer(&store, &[("f", "base")]);
+    let top = harness::layer(&store, &[("g", "top")]);
+    step(&store, 1, &[base, top]);
+    let records: Vec<CacheRecord> = store.cache_records(None).unwrap().into_iter().rev().collect();
+    harness::database(&store)
+        .execute("UPDATE layer SET used = used + 1000000000000 WHERE id = ?1", [top.0])
+        .unwrap();
+    let collection = Collection { records: &records, ..Collection::default() };
+    let collected = store.take_records(&collection).unwrap();
+    assert_eq!(store.finish_collection(collected).unwrap(), []);
+    assert!(store.obtainable(base).unwrap() && store.obtainable(top).unwrap());
+    assert!(store.result(&ResultKey([1; 32])).unwrap().is_some());
+}
+
+#[test]
+fn images_are_no_cache_but_what_they_share_with_it_is() {
+    let (_folder, store) = harness::store();
+    let (layer, target) = harness::image(&store, "docker.io/library/a:latest", &[("f", "text")]);
+    let records = store.cache_records(None).unwrap();
+    assert_eq!(records.len(), 1, "the folder can go: {records:?}");
+    assert!(records[0].shared);
+    step(&store, 1, &[layer]);
+    assert_eq!(collect(&store, &Rule::default()), [""; 0], "shared records need a word more");
+    let all = Rule { all: true, ..Rule::default() };
+    assert_eq!(collect(&store, &all), [layer.0.to_string()]);
+    assert!(store.cache_records(None).unwrap().is_empty());
+    assert!(store.result(&ResultKey([1; 32])).unwrap().is_none());
+    assert!(store.closure(&target).unwrap().missing.is_empty());
+    assert_eq!(fs::read(store.ensure_folder(layer, &[]).unwrap().join("f")).unwrap(), b"text");
+    let kinds: Vec<_> = store.usage().unwrap().records.iter().map(|r| r.kind.as_str()).collect();
+    assert_eq!(kinds, ["regular", "image", "image", "image"]);
+}
+
+#[test]
+fn cache_mounts_go_unless_they_are_used() {
+    let (_folder, store) = harness::store();
+    let take = |name: &str| {
+        let kept = store.try_keep(KeptKind::Cache, name, b"", Sharing::Shared, |_| Ok(()));
+        kept.unwrap().unwrap()
+    };
+    let busy = take("busy");
+    fs::write(take("idle").folder().join("f"), vec![1; 100_000]).unwrap();
+    let gone = collect(&store, &Rule::default());
+    assert_eq!(gone.len(), 1, "{gone:?}");
+    assert!(gone[0].starts_with("kept/cache/") && !store.root().join(&gone[0]).exists());
+    assert!(busy.folder().exists());
+    for path in ["kept/cache/..", "kept/cache/../../layers/1", "/etc/passwd", "kept/git/x/0", ""] {
+        assert!(!store.remove_kept(path, i64::MAX).unwrap(), "{path}");
+    }
+}
+
+#[test]
+fn trees_that_nobody_asks_for_any_more_are_forgotten() {
+    let (_folder, store) = harness::store();
+    let adopt = || store.adopt_tree(slipway_store::tree::Tree::default(), "a copy").unwrap();
+    let (old, young) = (adopt(), adopt());
+    let now = slipway_store::now_nanos();
+    assert!(store.pending_tree(young).is_some());
+    assert_eq!(store.forget_trees(now), 1);
+    assert!(!store.obtainable(old).unwrap() && store.obtainable(young).unwrap());
+    // Its row goes with the next collection, as nothing refers to it.
+    collect(&store, &Rule::default());
+    assert_eq!(store.layer_origin(old).unwrap_err().kind(), ErrorKind::NotFound);
+    store.ensure_folder(young, &[]).unwrap();
 }

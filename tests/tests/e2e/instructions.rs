@@ -190,13 +190,23 @@ fn add_unpacks_a_local_archive() {
 fn what_is_not_supported_yet_is_said_and_never_ignored() {
     let sandbox = Sandbox::with_base();
     let context = sandbox.context("context");
-    for (dockerfile, line, words) in [
-        (format!("FROM {BASE}\nRUN --device=example.com/gpu,required true\n"), 2, "device"),
-        (format!("# syntax=example.com/other:1\nFROM {BASE}\n"), 1, "example.com/other:1"),
+    for (dockerfile, line, words, why) in [
+        (
+            format!("FROM {BASE}\nRUN --device=example.com/gpu,required true\n"),
+            2,
+            "device",
+            "not supported yet",
+        ),
+        (
+            format!("# syntax=localhost:1/other:1\nFROM {BASE}\n"),
+            1,
+            "localhost:1/other:1",
+            "cannot find the frontend",
+        ),
     ] {
         context.dockerfile(&format!("{dockerfile}RUN touch /never\n"));
         let ran = sandbox.build_fails(&context, ["-t", "x:1"]);
-        for part in [words, "not supported yet"] {
+        for part in [words, why] {
             assert!(ran.error().contains(part), "{part:?} should be in {}", ran.error());
         }
         assert!(ran.stderr.contains(&format!("Dockerfile:{line}")), "{}", ran.stderr);

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use slipway_engine::frontend::dockerfile::LintResults;
 
-use super::{BuildPlan, DockerfilePlace};
+use super::BuildPlan;
+use super::inputs::DockerfilePlace;
 use crate::args::call::Call;
 use crate::command::Context;
 use crate::failure::Failure;
@@ -57,12 +58,14 @@ fn lint_text(results: &LintResults, file: &str) -> String {
 
 /// What the user calls the Dockerfile.
 fn file_name(plan: &BuildPlan) -> String {
-    match &plan.dockerfile {
+    match &plan.inputs.dockerfile {
         DockerfilePlace::Path(path) => {
             let path = path.display().to_string();
             path.trim_start_matches("./").to_owned()
         }
         DockerfilePlace::Stdin => "stdin".into(),
+        DockerfilePlace::Url(url) => url.clone(),
+        DockerfilePlace::Context(name) => name.clone().unwrap_or_else(|| "Dockerfile".into()),
     }
 }
 

@@ -9,6 +9,7 @@ use tonic::Code;
 
 use super::go_sender::Folder;
 use super::peer::*;
+use crate::session::content::tests::Stores;
 
 const OCI: Wish<'_> = Wish { attrs: &[], outputs: &[("oci", &[("tar", "true")])] };
 
@@ -88,6 +89,79 @@ async fn a_dockerfile_becomes_an_archive_of_the_client() {
     );
     let told = vertices(&again.events);
     assert!(told.iter().any(|(name, v)| name.contains("COPY") && v.cached), "{told:#?}");
+}
+
+#[tokio::test]
+async fn an_image_may_become_loose_content_of_the_client() {
+    let rig = Rig::new();
+    let peer = rig.connect().await;
+    let stores = Stores::default();
+    stores.0.lock().unwrap().insert("export".into(), [].into());
+    let _session = peer.session_storing("s", &[], stores.clone()).await;
+    let graph = definition(vec![file_op(None, vec![mkfile("/hello", "world")])]);
+    let attrs = [("tar", "false"), ("name", "app:1,app:2")];
+    let begun = peer.begin(SolveRequest {
+        r#ref: "r".into(),
+        session: "s".into(),
+        definition: Some(graph),
+        exporters: vec![exporter("oci", &attrs)],
+        ..SolveRequest::default()
+    });
+    let (solved, events) = begun.end().await;
+    let response = solved.unwrap().exporter_response;
+    let names = "docker.io/library/app:1,docker.io/library/app:2";
+    assert_eq!(response["image.name"], names);
+    let content = stores.0.lock().unwrap()["export"].clone();
+    let manifest = &content[&response["containerimage.digest"]];
+    let manifest: Value = serde_json::from_slice(manifest).unwrap();
+    assert!(content.contains_key(manifest["config"]["digest"].as_str().unwrap()));
+    assert!(content.contains_key(manifest["layers"][0]["digest"].as_str().unwrap()));
+    assert_eq!(content.len(), 3);
+    let told = vertices(&events);
+    assert!(told["exporting to oci image format"].completed.is_some());
+}
+
+#[tokio::test]
+async fn transfers_are_shown_as_parts_of_the_steps_that_read() {
+    let rig = Rig::new();
+    let peer = rig.connect().await;
+    let built = peer.buildx("r", &app(), OCI).await;
+    built.response.unwrap();
+    let told = vertices(&built.events);
+    let statuses: Vec<_> = built.events.iter().flat_map(|event| &event.statuses).collect();
+    for (step, id) in [
+        ("[internal] load build definition from Dockerfile", "transferring dockerfile:"),
+        ("[internal] load .dockerignore", "transferring context:"),
+        ("[internal] load build context", "transferring context:"),
+    ] {
+        let digest = &told[step].digest;
+        let last = statuses.iter().rfind(|s| s.vertex == *digest && s.id == id);
+        let last = last.unwrap_or_else(|| panic!("{step}: {statuses:#?}"));
+        assert_eq!(last.name, "transferring");
+        assert!(last.completed.is_some());
+    }
+    assert!(!told.keys().any(|name| name.contains("transferring")), "{told:#?}");
+}
+
+#[tokio::test]
+async fn a_folder_may_be_that_of_another_session() {
+    let rig = Rig::new();
+    let peer = rig.connect().await;
+    let _other = peer.session("other", &[("dockerfile", app()), ("context", app())]).await;
+    let attrs = [("local-sessionid:dockerfile", "other"), ("local-sessionid:context", "other")];
+    let request = SolveRequest {
+        r#ref: "r".into(),
+        session: "own".into(),
+        frontend: "dockerfile.v0".into(),
+        frontend_attrs: pairs(&attrs),
+        ..SolveRequest::default()
+    };
+    let begun = peer.begin(request.clone());
+    let _own = peer.session("own", &[]).await;
+    begun.end().await.0.unwrap();
+    let begun =
+        peer.begin(SolveRequest { r#ref: "r2".into(), frontend_attrs: [].into(), ..request });
+    assert!(begun.end().await.0.is_err());
 }
 
 #[tokio::test]

@@ -169,6 +169,32 @@ async fn sources_inputs_and_warnings() {
 }
 
 #[tokio::test]
+async fn each_frontend_has_its_own_inputs() {
+    let rig = Rig::new();
+    let (peer, begun) = open(&rig, &[]).await;
+    let dockerfile = |text: &str| {
+        let graph = definition(vec![file_op(None, vec![mkfile("/Dockerfile", text)])]);
+        [("dockerfile".to_owned(), graph)]
+    };
+    let request = |inputs: [(String, pb::Definition); 1]| gateway::SolveRequest {
+        frontend: "dockerfile.v0".into(),
+        frontend_inputs: inputs.into(),
+        ..gateway::SolveRequest::default()
+    };
+    for text in ["one", "two"] {
+        let file = format!("FROM scratch\nCOPY <<END /f\n{text}\nEND\n");
+        let solved = peer.bridge_solve("r", request(dockerfile(&file))).await.unwrap();
+        let id = single(&solved).id;
+        assert_eq!(read(&peer, &id, "/f", None).await.unwrap(), format!("{text}\n"));
+    }
+    let nothing = [("dockerfile".to_owned(), pb::Definition::default())];
+    let status = peer.bridge_solve("r", request(nothing)).await.unwrap_err();
+    assert_eq!(status.message(), "invalid nil input definition to definition op");
+    peer.give("r", Ok(result_of(""))).await.unwrap();
+    begun.end().await.0.unwrap();
+}
+
+#[tokio::test]
 async fn a_call_needs_a_build() {
     let rig = Rig::new();
     let (peer, _begun) = open(&rig, &[]).await;

@@ -12,6 +12,7 @@ use slipway_engine::{Engine, EngineOptions};
 use slipway_spec::Digest;
 use slipway_spec::llb::pb;
 use slipway_spec::wire::MESSAGE_BYTES;
+use slipway_spec::wire::content::content_server::ContentServer;
 use slipway_spec::wire::control::control_client::ControlClient;
 use slipway_spec::wire::control::{
     Exporter, SolveRequest, SolveResponse, StatusRequest, StatusResponse, Vertex,
@@ -32,6 +33,7 @@ use super::go_sender::{self, Folder};
 use crate::control::Allowed;
 use crate::fake_client::{FakeClient, FakeConnection};
 use crate::session::channel::Channel;
+use crate::session::content::tests::Stores;
 use crate::{Daemon, DaemonOptions};
 
 /// Nothing that is tested takes as long as this.
@@ -42,16 +44,20 @@ type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 /// A daemon over a state folder of its own.
 pub(super) struct Rig {
     pub(super) daemon: Daemon,
-    _root: tempfile::TempDir,
+    pub(super) root: Arc<tempfile::TempDir>,
 }
 
 impl Rig {
     pub(super) fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::over(Arc::new(tempfile::tempdir().unwrap()), DaemonOptions::default())
+    }
+
+    /// A daemon over a folder that another one may have used, or may be using still.
+    pub(super) fn over(root: Arc<tempfile::TempDir>, options: DaemonOptions) -> Self {
         let engine = Engine::open(EngineOptions::new(root.path())).unwrap();
         let allowed = Allowed { network_host: false, security_insecure: false };
-        let options = DaemonOptions { labels: BTreeMap::new(), allowed };
-        Self { daemon: Daemon::new(engine, options).unwrap(), _root: root }
+        let options = DaemonOptions { allowed, ..options };
+        Self { daemon: Daemon::new(engine, options).unwrap(), root }
     }
 
     /// Connects a client.
@@ -90,10 +96,24 @@ impl Peer {
 
     /// Opens a session of a client that has these folders.
     pub(super) async fn session(&self, id: &str, folders: &[(&str, Folder)]) -> Session {
+        self.session_storing(id, folders, Stores::default()).await
+    }
+
+    /// Opens a session of a client that has these folders and content stores.
+    pub(super) async fn session_storing(
+        &self,
+        id: &str,
+        folders: &[(&str, Folder)],
+        stores: Stores,
+    ) -> Session {
         let got = Arc::new(Mutex::new(vec![]));
         let folders =
             folders.iter().map(|(name, folder)| ((*name).to_owned(), folder.clone())).collect();
         let client = FakeClient::new(id)
+            .with(
+                ContentServer::new(stores).max_decoding_message_size(MESSAGE_BYTES),
+                &["/containerd.services.content.v1.Content/Write"],
+            )
             .with_shared_key("test")
             .with(
                 FileSyncServer::new(Folders { folders }),

@@ -1,14 +1,10 @@
-//! What is sent of a tree, entry by entry.
+//! What is sent of a build's results.
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use slipway_engine::exporter::PlatformResult;
-use slipway_engine::store::tree::{Content, Entry, Kind, Tree, join};
+use slipway_engine::store::tree::{Entry, Tree, join};
 use slipway_engine::store::{Error, ErrorKind, Store};
-use slipway_spec::wire::fsutil::Stat;
-
-use crate::session::file_sync::packet::FileType;
 
 /// What of a build's results goes into a folder.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,75 +58,10 @@ pub fn export_tree(
     Ok(all)
 }
 
-/// An entry as it is announced, and where its bytes are if it is a file with bytes of its own.
-#[derive(Clone, Debug)]
-pub(crate) struct Announced {
-    pub(crate) stat: Stat,
-    pub(crate) content: Option<Content>,
-}
-
-/// Lists the entries of a tree in the order of a walk; the place of each is its id.
-pub(crate) fn list(tree: &Tree) -> Vec<Announced> {
-    let mut first_names: HashMap<(u64, u64), Bytes> = HashMap::new();
-    let mut entries = Vec::with_capacity(tree.len());
-    for (path, entry) in tree.iter().filter(|(path, _)| !path.is_empty()) {
-        let Some(file_type) = FileType::of_kind(&entry.kind) else { continue };
-        let path = Bytes::from(path);
-        let mut stat = Stat {
-            path: path.clone(),
-            mode: file_type.mode(entry.mode),
-            uid: entry.uid,
-            gid: entry.gid,
-            mod_time: entry.mtime,
-            xattrs: xattrs(entry),
-            ..Stat::default()
-        };
-        let mut content = None;
-        match &entry.kind {
-            Kind::File { content: bytes, size } => {
-                content = Some(bytes.clone());
-                stat.size = i64::try_from(*size).unwrap_or(i64::MAX);
-            }
-            Kind::Symlink { target } => {
-                stat.linkname = target.clone().into();
-                stat.size = i64::try_from(target.len()).unwrap_or(i64::MAX);
-            }
-            Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
-                (stat.devmajor, stat.devminor) = (i64::from(*major), i64::from(*minor));
-            }
-            Kind::Directory { .. } | Kind::Fifo | Kind::Whiteout => {}
-        }
-        // A further name of a symbolic link cannot be said: the place for it has the target.
-        if let Some(inode) = entry.inode.filter(|_| file_type != FileType::Symlink) {
-            match first_names.get(&inode) {
-                Some(first) => {
-                    stat.linkname = first.clone();
-                    stat.size = 0;
-                    // It can still be asked for: by its mode it is a file.
-                }
-                None => {
-                    first_names.insert(inode, path);
-                }
-            }
-        }
-        entries.push(Announced { stat, content });
-    }
-    entries
-}
-
-fn xattrs(entry: &Entry) -> std::collections::BTreeMap<String, Bytes> {
-    entry
-        .xattrs
-        .iter()
-        .filter_map(|(name, value)| {
-            Some((String::from_utf8(name.clone()).ok()?, Bytes::copy_from_slice(value)))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use slipway_engine::store::snapshot::Snapshot;
+    use slipway_engine::store::tree::{Content, Kind};
     use slipway_spec::{ImageConfig, Platform};
 
     use super::*;
@@ -152,6 +83,8 @@ mod tests {
             snapshot: Snapshot { layers: vec![layer] },
             config: ImageConfig::default(),
             base_history: 0,
+            inline_cache: None,
+            epoch: None,
         }
     }
 

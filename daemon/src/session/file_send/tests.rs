@@ -20,10 +20,10 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Code, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::super::file_sync::packet::{self, FileType};
 use super::*;
 use crate::fake_client::{FakeClient, FakeConnection};
 use crate::session::SessionManager;
+use slipway_transport::packet::{self, FileType};
 
 const ADVERTISED: &[&str] = &["/moby.filesync.v1.FileSend/DiffCopy"];
 
@@ -490,7 +490,7 @@ async fn receivers_that_break_rules_or_give_up_fail_the_export() {
         (Manner::AsksTwice, "the client asked twice for \"a\"", true),
         (Manner::Sends, "the client sent PACKET_DATA, but it is the one to receive", true),
         (Manner::GivesUp, "error from receiver: disk full", false),
-        (Manner::HangsUp, "the client cannot take the result: no more", false),
+        (Manner::HangsUp, "the client cannot take the files: no more", false),
     ] {
         let tree: Tree = [
             (b"a".to_vec(), entry(inline(b"1"), 0o644)),
@@ -512,7 +512,7 @@ async fn a_receiver_that_is_done_too_early_is_refused() {
     let answers = futures::stream::iter([Ok(packet::finish())]).chain(futures::stream::pending());
     let connect = async { Ok(Box::pin(answers)) };
     let mut progress = |_| ();
-    let sending = send::send(connect, outgoing, entries::list(&tree), &mut progress);
+    let sending = files::send(connect, outgoing, files::list(&tree), SEND, &mut progress);
     let (sent, told) = futures::future::join(sending, async {
         // Nothing is taken until the end was said.
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -11,7 +11,7 @@ use slipway_spec::wire::fsutil::{Packet, Stat};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::packet::{self, FileType};
+use slipway_transport::packet::{self, FileType};
 
 /// Bytes that the Go implementation reads at a time.
 const CHUNK: usize = 32 * 1024;

@@ -13,7 +13,7 @@ use slipway_engine::store::tree::{Content, Entry, Kind, Tree, split};
 use slipway_engine::store::{Error, ErrorKind};
 use slipway_spec::wire::fsutil::Stat;
 
-use super::packet::{FileType, permissions, show};
+use slipway_transport::packet::{FileType, permissions, show};
 
 /// The longest path, in bytes: what the kernel takes.
 const MAX_PATH: usize = 4096;

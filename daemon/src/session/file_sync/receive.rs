@@ -19,8 +19,8 @@ use tonic::Status;
 use super::contents::{Lender, Transfer};
 use super::index::{Cursor, Kept, Stamp};
 use super::listing::{Limits, Listing, refused};
-use super::packet::{self, FileType, reason, show};
 use super::writer::{Arrived, Gone, Writer};
+use slipway_transport::packet::{self, FileType, reason, show};
 
 /// Files asked for and not yet complete. The other side works on four and queues 128, so this never leaves it idle.
 const WINDOW: usize = 256;

@@ -12,11 +12,11 @@ use slipway_spec::wire::fsutil::packet::PacketType;
 use tonic::{Response, Status, Streaming};
 
 use super::go_sender::{self, Folder, stat};
-use super::packet::FileType;
 use super::writer::{Arrived, BUDGET, Writer};
 use super::*;
 use crate::fake_client::FakeClient;
 use crate::session::SessionManager;
+use slipway_transport::packet::{self, FileType};
 
 type Messages = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
 
@@ -90,7 +90,7 @@ fn assert_same(tree: &Tree, folder: &Folder) {
             assert_eq!(bytes, content, "{stat:?}");
         }
         assert_eq!((entry.uid, entry.gid, entry.mtime), (stat.uid, stat.gid, stat.mod_time));
-        assert_eq!(entry.mode, super::packet::permissions(stat.mode), "{stat:?}");
+        assert_eq!(entry.mode, packet::permissions(stat.mode), "{stat:?}");
     }
 }
 

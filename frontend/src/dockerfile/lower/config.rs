@@ -11,7 +11,7 @@ use super::super::instruction::{ArgDeclaration, Command, CommandLine};
 use super::super::outline::{ArgInfo, doc_comment};
 use super::super::problem::{Problem, Result};
 use super::super::stage::Step;
-use super::{Builder, change_dir, join, name, owner, signal};
+use super::{Builder, WINDOWS, join, name, owner, signal, windows};
 
 /// Arguments that steer the build and never reach a process.
 const NOT_IN_ENV: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
@@ -100,8 +100,11 @@ impl Builder<'_> {
             return line.words.clone();
         }
         let shell = &self.out.config.config.shell;
-        let mut words =
-            if shell.is_empty() { DEFAULT_SHELL.map(Into::into).to_vec() } else { shell.clone() };
+        let mut words = match (shell.is_empty(), self.out.config.os.as_str()) {
+            (false, _) => shell.clone(),
+            (true, WINDOWS) => windows::DEFAULT_SHELL.map(Into::into).to_vec(),
+            (true, _) => DEFAULT_SHELL.map(Into::into).to_vec(),
+        };
         words.push(line.words.join(" "));
         words
     }
@@ -164,16 +167,15 @@ impl Builder<'_> {
     pub(super) fn workdir(&mut self, path: &str, step: &Step) -> Result<()> {
         let path = self.expand(path)?;
         if !std::mem::replace(&mut self.out.workdir_set, true) {
-            self.lint.first_workdir(&path, step.command.lines);
+            self.lint.first_workdir(&self.local_path(&path)?, step.command.lines);
         }
         let current = if self.out.config.config.working_dir.is_empty() {
-            "/"
+            "/".to_owned()
         } else {
-            &self.out.config.config.working_dir
+            self.out.config.config.working_dir.clone()
         };
-        let path = change_dir(current, &path);
-        self.out.config.config.working_dir.clone_from(&path);
-        self.out.cwd.clone_from(&path);
+        self.enter(&current, &path)?;
+        let path = self.out.cwd.clone();
         let layer = path != "/";
         if layer {
             let owner = owner(&self.out.config.config.user);

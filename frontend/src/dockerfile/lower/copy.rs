@@ -14,7 +14,7 @@ use super::super::instruction::Copy;
 use super::super::problem::{Problem, Result};
 use super::super::stage::Step;
 use super::super::url::file_name;
-use super::{Builder, join, name, owner};
+use super::{Builder, join, name, owner, windows};
 
 /// What an instruction has said so far about repositories and checksums; a URL may add to it.
 struct Fetch {
@@ -53,7 +53,7 @@ impl Builder<'_> {
             },
         };
         let common = CopyAction {
-            dest: self.destination(&dest_text),
+            dest: self.destination(&dest_text)?,
             owner: owner(&chown),
             mode,
             mode_text,
@@ -94,7 +94,7 @@ impl Builder<'_> {
                     if from_stage.is_none() {
                         self.lint.context_source(copy.add, source, command.lines);
                     }
-                    actions.copy(&from, local_copy(copy, source, &common))
+                    actions.copy(&from, local_copy(copy, &self.local_path(source)?, &common))
                 }
             };
         }
@@ -116,7 +116,11 @@ impl Builder<'_> {
         self.history(history, true);
         for source in &sources {
             let url = source.starts_with("http://") || source.starts_with("https://");
-            let path = clean_path(&format!("/{source}"));
+            let path = match url {
+                true => source.clone(),
+                false => self.local_path(source)?,
+            };
+            let path = clean_path(&format!("/{path}"));
             match from_stage {
                 Some(index) => self.used.stages[self.plan.root_of(index)].insert(path),
                 None if copy.add && url => false,
@@ -149,8 +153,9 @@ impl Builder<'_> {
     }
 
     /// Makes a destination absolute. A slash or `/.` at its end stays, because it says that this is a directory.
-    fn destination(&self, text: &str) -> String {
+    fn destination(&self, text: &str) -> Result<String> {
         let text = if text.is_empty() || text == "." { "./" } else { text };
+        let text = &self.local_path(text)?;
         let mut path = join(&self.out.cwd, text);
         if text.ends_with('/') {
             if path != "/" {
@@ -162,7 +167,12 @@ impl Builder<'_> {
             }
             path.push('.');
         }
-        path
+        Ok(path)
+    }
+
+    /// Returns a path as it is written here, whatever system the image is for.
+    pub(super) fn local_path(&self, text: &str) -> Result<String> {
+        if self.is_windows() { windows::without_drive(text) } else { Ok(text.to_owned()) }
     }
 
     /// Expands variables in a file's body; quotes mean nothing there, and the escape is always `\`.

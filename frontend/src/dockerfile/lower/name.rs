@@ -55,8 +55,7 @@ fn target_in(env: &Env) -> Option<Target> {
     let mut target =
         Target { os: String::new(), architecture: String::new(), variant: String::new() };
     let mut any = false;
-    for name in env.names() {
-        let value = env.get(name).unwrap_or_default();
+    for (name, value) in env.iter() {
         let field = match name {
             "TARGETPLATFORM" => match Platform::parse_raw(value) {
                 Ok(platform) => {

@@ -1,5 +1,8 @@
 //! `RUN`.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use slipway_spec::llb::{Exec, ExecMount, FileActions, MountOptions, State, pb};
 
 use super::super::expand::Lexer;
@@ -106,7 +109,7 @@ impl Builder<'_> {
             let summary = rows.next().unwrap_or_default();
             let more = if rows.next().is_some() { "..." } else { "" };
             code.push_str(&format!(" ({summary}{more})"));
-            if body.starts_with("#!") {
+            if body.starts_with("#!") && self.out.config.os != super::WINDOWS {
                 let actions = FileActions::new().mkfile(
                     &super::join("/", &first.name),
                     0o755,
@@ -138,18 +141,18 @@ impl Builder<'_> {
 
     /// The arguments a step was run with, as history shows them: `|2 a=1 b=2`.
     fn shown_args(&self) -> Vec<String> {
+        let env: HashMap<&str, &str> = self.out.env.iter().collect();
         let mut list: Vec<(&str, String)> = vec![];
+        let mut places: HashMap<&str, usize> = HashMap::new();
         for (key, declared) in &self.out.args {
-            let value = self
-                .out
-                .env
-                .get(key)
-                .map(Into::into)
-                .or_else(|| declared.clone())
-                .unwrap_or_default();
-            match list.iter_mut().find(|(known, _)| known == key) {
-                Some((_, known)) => *known = value,
-                None => list.push((key, value)),
+            let value = env.get(key.as_str()).map(|value| (*value).to_owned());
+            let value = value.or_else(|| declared.clone()).unwrap_or_default();
+            match places.entry(key) {
+                Entry::Occupied(known) => list[*known.get()].1 = value,
+                Entry::Vacant(place) => {
+                    place.insert(list.len());
+                    list.push((key, value));
+                }
             }
         }
         if list.is_empty() {

@@ -2,6 +2,7 @@
 //! results when the process has ended.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use slipway_store::snapshot::Snapshot;
 use slipway_store::{Store, blocking};
 
 use super::StepFolders;
+use super::left::LeftFolders;
 use crate::client::secret::MAX_SECRET;
 use crate::client::ssh::{AgentSocket, DEFAULT_AGENT, SocketOwner};
 use crate::client::{SecretBytes, Services};
@@ -29,6 +31,8 @@ pub(super) struct Sources<'a> {
     pub(super) inputs: &'a [Snapshot],
     /// What identifies them.
     pub(super) keys: &'a [ResultKey],
+    /// Inputs that are what a failed process has left, in place of those above.
+    pub(super) left: &'a [Option<Arc<LeftFolders>>],
     pub(super) cwd: &'a str,
 }
 
@@ -38,10 +42,14 @@ pub(super) struct Mounts {
     pub(super) root: StepFolders,
     pub(super) readonly_root: bool,
     pub(super) mounts: Vec<ExecMount>,
+    /// Which of the operation's mounts the root is.
+    root_at: usize,
     root_output: Option<(usize, Snapshot)>,
     outputs: Vec<Output>,
-    /// What is written there is thrown away.
-    scratch: Vec<StepFolders>,
+    /// What is written there is thrown away; by the place of the mount.
+    scratch: Vec<(usize, StepFolders)>,
+    /// Folders that a mount shows, base first, and which part of them; by the place of the mount.
+    shown: BTreeMap<usize, (Vec<PathBuf>, String)>,
     _kept: Vec<Arc<KeptFolder>>,
     _sockets: Vec<AgentSocket>,
 }
@@ -57,6 +65,8 @@ struct Output {
 
 #[derive(Debug)]
 struct Written {
+    /// Which of the operation's mounts it is.
+    at: usize,
     folders: StepFolders,
     dest: String,
     selector: String,
@@ -69,8 +79,8 @@ impl Mounts {
     /// When the operation makes no sense, the client lacks what it needs, or the disk fails.
     pub(super) async fn prepare(op: &pb::ExecOp, sources: &Sources<'_>) -> Result<Self> {
         let (roots, others): (Vec<_>, Vec<_>) =
-            op.mounts.iter().partition(|mount| mount.dest == "/");
-        let [root] = roots.as_slice() else {
+            op.mounts.iter().enumerate().partition(|(_, mount)| mount.dest == "/");
+        let [(root_at, root)] = roots.as_slice() else {
             return Err(Cause::Invalid("a process with two root file systems".into()).into());
         };
         if root.mount_type != pb::MountType::Bind as i32 {
@@ -81,14 +91,16 @@ impl Mounts {
             return Err(Cause::Unsupported(what.into()).into());
         }
         let base = sources.input(root.input);
-        let folders = folders(sources.store, &base).await?;
+        let folders = sources.folders(root.input).await?;
         let mut all = Self {
+            root_at: *root_at,
             root: folders,
             readonly_root: root.readonly,
             mounts: vec![],
             root_output: usize::try_from(root.output).ok().map(|index| (index, base)),
             outputs: vec![],
             scratch: vec![],
+            shown: BTreeMap::new(),
             _kept: vec![],
             _sockets: vec![],
         };
@@ -101,12 +113,16 @@ impl Mounts {
         }
     }
 
-    async fn prepare_others(&mut self, others: &[&pb::Mount], sources: &Sources<'_>) -> Result<()> {
+    async fn prepare_others(
+        &mut self,
+        others: &[(usize, &pb::Mount)],
+        sources: &Sources<'_>,
+    ) -> Result<()> {
         let mut caches = self.caches(others, sources).await?.into_iter();
-        for mount in others {
+        for (at, mount) in others {
             let dest = join(sources.cwd, &mount.dest);
             let kind = match pb::MountType::try_from(mount.mount_type) {
-                Ok(pb::MountType::Bind) => Some(self.bind(mount, &dest, sources).await?),
+                Ok(pb::MountType::Bind) => Some(self.bind(*at, mount, &dest, sources).await?),
                 Ok(pb::MountType::Tmpfs) => {
                     let size =
                         mount.tmpfs_opt.as_ref().and_then(|opt| u64::try_from(opt.size).ok());
@@ -129,6 +145,9 @@ impl Mounts {
                     return Err(Cause::Unsupported("a mount of an unknown kind".into()).into());
                 }
             };
+            if let Some(folders) = kind.as_ref().and_then(shown) {
+                self.shown.insert(*at, (folders, mount.selector.clone()));
+            }
             self.mounts.extend(kind.map(|kind| ExecMount { dest, kind }));
         }
         Ok(())
@@ -136,6 +155,7 @@ impl Mounts {
 
     async fn bind(
         &mut self,
+        at: usize,
         mount: &pb::Mount,
         dest: &str,
         sources: &Sources<'_>,
@@ -144,19 +164,18 @@ impl Mounts {
         let output = usize::try_from(mount.output).ok();
         let subpath = selector(mount);
         if mount.readonly {
-            let (store, layers) = (sources.store.clone(), base.layers.clone());
-            let lower = blocking::run(move || store.folders(&layers)).await?;
+            let lower = sources.lower(mount.input).await?;
             self.outputs.extend(output.map(|index| Output { index, base, written: None }));
             return Ok(ExecMountKind::Overlay { lower, writable: None, subpath, readonly: true });
         }
-        let folders = folders(sources.store, &base).await?;
+        let folders = sources.folders(mount.input).await?;
         let writable = Some(Writable { upper: folders.upper(), work: folders.work() });
         let lower = folders.lower.clone();
         match output {
-            None => self.scratch.push(folders),
+            None => self.scratch.push((at, folders)),
             Some(index) => {
                 let selector = mount.selector.clone();
-                let written = Written { folders, dest: dest.into(), selector };
+                let written = Written { at, folders, dest: dest.into(), selector };
                 self.outputs.push(Output { index, base, written: Some(written) });
             }
         }
@@ -169,12 +188,12 @@ impl Mounts {
     /// for each other. Mounts of one step that name the same folder share it.
     async fn caches(
         &mut self,
-        others: &[&pb::Mount],
+        others: &[(usize, &pb::Mount)],
         sources: &Sources<'_>,
     ) -> Result<Vec<Arc<KeptFolder>>> {
         let mut names = vec![];
         let mut wanted: BTreeMap<(String, Vec<u8>), (Sharing, Snapshot)> = BTreeMap::new();
-        for mount in others {
+        for (_, mount) in others {
             if mount.mount_type != pb::MountType::Cache as i32 {
                 continue;
             }
@@ -254,7 +273,7 @@ impl Mounts {
         recursive: bool,
         name: &str,
     ) -> Result<Vec<Snapshot>> {
-        let Self { root, readonly_root, root_output, outputs, mut scratch, .. } = self;
+        let Self { root, readonly_root, root_at, root_output, outputs, mut scratch, .. } = self;
         let (store, name) = (store.clone(), name.to_owned());
         let stubs = removable(&exit.created_stubs, recursive);
         Ok(blocking::run(move || {
@@ -281,11 +300,11 @@ impl Mounts {
                 }
                 Some((index, base)) => {
                     put(index, base);
-                    scratch.push(root);
+                    scratch.push((root_at, root));
                 }
-                None => scratch.push(root),
+                None => scratch.push((root_at, root)),
             }
-            scratch.into_iter().for_each(throw_away);
+            scratch.into_iter().for_each(|(_, folders)| throw_away(folders));
             Ok(results)
         })
         .await?)
@@ -293,19 +312,34 @@ impl Mounts {
 
     /// Throws everything away: what a failed step wrote helps nobody, and a process that lives long would gather it.
     pub(super) async fn discard(self) {
-        let Self { root, outputs, scratch, .. } = self;
-        let written = outputs.into_iter().filter_map(|output| output.written);
-        let all: Vec<StepFolders> = std::iter::once(root)
-            .chain(written.map(|written| written.folders))
-            .chain(scratch)
-            .collect();
+        let all = self.leave();
         let done = blocking::run(move || {
-            all.into_iter().for_each(throw_away);
+            all.into_iter().for_each(|(_, folders)| throw_away(folders));
             Ok(())
         });
         if let Err(error) = done.await {
             tracing::debug!(%error, "what a step wrote stays behind until this process ends");
         }
+    }
+
+    /// Returns the folders that a mount of the operation shows, base first, and which part of them; `None` when it shows
+    /// none, such as a secret.
+    pub(super) fn folders(&self, at: usize) -> Option<(Vec<PathBuf>, String)> {
+        if at == self.root_at {
+            let all = self.root.lower.iter().cloned().chain([self.root.upper()]).collect();
+            return Some((all, String::new()));
+        }
+        self.shown.get(&at).cloned()
+    }
+
+    /// Gives away what was written, by the places of the operation's mounts.
+    pub(super) fn leave(self) -> Vec<(usize, StepFolders)> {
+        let Self { root, root_at, outputs, scratch, .. } = self;
+        let written = outputs.into_iter().filter_map(|output| output.written);
+        std::iter::once((root_at, root))
+            .chain(written.map(|written| (written.at, written.folders)))
+            .chain(scratch)
+            .collect()
     }
 }
 
@@ -314,21 +348,43 @@ impl Sources<'_> {
         usize::try_from(index).ok().and_then(|at| self.inputs.get(at)).cloned().unwrap_or_default()
     }
 
+    /// Returns an input's folders, base first, unpacking what is not.
+    async fn lower(&self, index: i64) -> Result<Vec<PathBuf>> {
+        let left = usize::try_from(index).ok().and_then(|at| self.left.get(at)).cloned().flatten();
+        if let Some(left) = left {
+            return Ok(left.lower());
+        }
+        let (store, layers) = (self.store.clone(), self.input(index).layers);
+        Ok(blocking::run(move || store.folders(&layers)).await?)
+    }
+
+    /// Makes folders to write to, on top of an input's.
+    async fn folders(&self, index: i64) -> Result<StepFolders> {
+        let (store, lower) = (self.store.clone(), self.lower(index).await?);
+        Ok(blocking::run(move || StepFolders::on(&store, lower)).await?)
+    }
+
     fn key(&self, index: i64) -> Vec<u8> {
         let key = usize::try_from(index).ok().and_then(|at| self.keys.get(at));
         key.map(|key| key.0.to_vec()).unwrap_or_default()
     }
 }
 
-fn throw_away(folders: StepFolders) {
-    if let Err(error) = folders.discard() {
-        tracing::debug!(%error, "what a step wrote stays behind until this process ends");
+fn shown(kind: &ExecMountKind) -> Option<Vec<PathBuf>> {
+    match kind {
+        ExecMountKind::Overlay { lower, writable, .. } => {
+            let upper = writable.iter().map(|writable| writable.upper.clone());
+            Some(lower.iter().cloned().chain(upper).collect())
+        }
+        ExecMountKind::Bind { source, .. } if source.is_dir() => Some(vec![source.clone()]),
+        _ => None,
     }
 }
 
-async fn folders(store: &Store, base: &Snapshot) -> Result<StepFolders> {
-    let (store, layers) = (store.clone(), base.layers.clone());
-    Ok(blocking::run(move || StepFolders::prepare(&store, &layers)).await?)
+pub(super) fn throw_away(folders: StepFolders) {
+    if let Err(error) = folders.discard() {
+        tracing::debug!(%error, "what a step wrote stays behind until this process ends");
+    }
 }
 
 /// Returns the id of a cache mount and how it is shared.

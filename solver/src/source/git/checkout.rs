@@ -5,12 +5,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use slipway_store::gc::RecordKind;
 use slipway_store::snapshot::Snapshot;
 use slipway_store::{Error, Store, blocking};
 
 use super::command::{Git, Reach, Repository};
 use super::{Commit, GitSource, Times, is_commit};
 use crate::error::{Cause, Result};
+use crate::source::metadata::GitMetadata;
 
 /// One commit on its way from a remote to a layer.
 pub(super) struct Checkout<'a> {
@@ -29,7 +31,12 @@ impl Checkout<'_> {
         let (store, name, home) = (store.clone(), name.to_owned(), home.clone());
         match done {
             Ok(()) => {
-                let adopted = blocking::run(move || store.adopt_folder(&home, &name)).await?;
+                let adopted = blocking::run(move || {
+                    let layer = store.adopt_folder(&home, &name)?;
+                    store.set_layer_kind(layer, RecordKind::GitCheckout)?;
+                    Ok(layer)
+                })
+                .await?;
                 Ok(Snapshot { layers: vec![adopted] })
             }
             Err(error) => {
@@ -42,6 +49,27 @@ impl Checkout<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// Reads the commit, and the tag that names it.
+    pub(super) async fn objects(&self, metadata: &mut GitMetadata) -> Result<()> {
+        self.fetch().await?;
+        let clone = Repository::bare(self.clone);
+        let object = self.commit.object.as_str();
+        let read = async |args: &[&str]| self.git.run(Some(&clone), args).await;
+        // A commit that is asked for by its name may turn out to be a tag.
+        let kind = read(&["cat-file", "-t", object]).await?;
+        let mut commit = object.to_owned();
+        metadata.commit_checksum = None;
+        if kind.trim_ascii() == b"tag" {
+            let peeled = format!("{object}^{{commit}}");
+            let printed = read(&["rev-parse", &peeled]).await?;
+            commit = String::from_utf8_lossy(printed.trim_ascii()).into_owned();
+            metadata.commit_checksum = Some(commit.clone());
+            metadata.tag_object = Some(read(&["cat-file", "tag", object]).await?.into());
+        }
+        metadata.commit_object = Some(read(&["cat-file", "commit", &commit]).await?.into());
+        Ok(())
     }
 
     /// Makes sure that the clone has the commit.
@@ -63,7 +91,7 @@ impl Checkout<'_> {
         if !is_commit(&self.commit.name) && !self.source.fetch_by_commit {
             let kept = format!("+{}:refs/slipway/{}", self.commit.name, self.commit.object);
             let args = ["fetch", "--depth=1", "--no-tags", "--quiet", "--", remote, &kept];
-            self.fetch_with(&clone, &args).await?;
+            self.run_shallow(&clone, &args).await?;
             if self.has_commit(&clone).await {
                 return Ok(());
             }
@@ -71,7 +99,7 @@ impl Checkout<'_> {
         }
         let kept = format!("+{0}:refs/slipway/{0}", self.commit.object);
         let args = ["fetch", "--depth=1", "--no-tags", "--quiet", "--", remote, &kept];
-        let first = self.fetch_with(&clone, &args).await;
+        let first = self.run_shallow(&clone, &args).await;
         if first.is_ok() && self.has_commit(&clone).await {
             return Ok(());
         }
@@ -96,7 +124,7 @@ impl Checkout<'_> {
     }
 
     /// Fetches; a server that cannot send part of the history is asked for all of it.
-    async fn fetch_with(&self, clone: &Repository, args: &[&str]) -> Result<()> {
+    async fn run_shallow(&self, clone: &Repository, args: &[&str]) -> Result<()> {
         match self.git.run(Some(clone), args).await {
             Err(error)
                 if ["--depth", "shallow"].iter().any(|word| error.to_string().contains(word)) =>
@@ -125,7 +153,7 @@ impl Checkout<'_> {
         };
         if self.source.submodules && files.join(".gitmodules").exists() {
             let args = ["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"];
-            self.git.run(Some(&repository), &args).await?;
+            self.run_shallow(&repository, &args).await?;
         }
         let times = match self.source.times {
             Times::Checkout => None,

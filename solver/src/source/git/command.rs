@@ -176,7 +176,7 @@ impl Git {
         let said = String::from_utf8_lossy(&stderr).replace(&self.remote, &redact(&self.remote));
         let verb = args.iter().find(|arg| !arg.starts_with('-')).copied().unwrap_or_default();
         Err(Cause::Invalid(format!(
-            "{}: git {verb} failed: {}",
+            "{}: git {verb} failed: {}{}",
             redact(&self.remote),
             said.trim()
                 .lines()
@@ -186,7 +186,8 @@ impl Git {
                 .into_iter()
                 .rev()
                 .collect::<Vec<_>>()
-                .join("\n")
+                .join("\n"),
+            advice(&said)
         ))
         .into())
     }
@@ -253,6 +254,22 @@ impl Drop for Git {
         if let Err(error) = fs::remove_dir_all(&self.home) {
             tracing::debug!(%error, "a temporary folder stays behind until this process ends");
         }
+    }
+}
+
+/// Returns what to do about a complaint, as far as that is known.
+fn advice(said: &str) -> &'static str {
+    let says = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
+    if says(&["Permission denied (publickey", "Host key verification failed"]) {
+        "; forward an agent that has a key for it with --ssh default"
+    } else if says(&[
+        "could not read Username",
+        "Authentication failed",
+        "terminal prompts disabled",
+    ]) {
+        "; if it is private, give a token as the secret GIT_AUTH_TOKEN"
+    } else {
+        ""
     }
 }
 

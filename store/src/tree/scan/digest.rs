@@ -16,7 +16,11 @@ use super::{ScanOptions, Scanned};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lease::now_nanos;
 
-pub(super) fn digest_all(root: &Path, found: &mut Vec<Scanned>, options: &ScanOptions<'_>) -> Result<()> {
+pub(super) fn digest_all(
+    root: &Path,
+    found: &mut Vec<Scanned>,
+    options: &ScanOptions<'_>,
+) -> Result<()> {
     let memory = options.memory.map(|folder| {
         let name = to_hex(&Sha256::digest(root.as_os_str().as_bytes()));
         folder.join(name)
@@ -39,9 +43,7 @@ pub(super) fn digest_all(root: &Path, found: &mut Vec<Scanned>, options: &ScanOp
             next = cursor.next();
         }
         match &next {
-            Some((path, stamp, digest))
-                if *path == scanned.path && *stamp == scanned.stamp =>
-            {
+            Some((path, stamp, digest)) if *path == scanned.path && *stamp == scanned.stamp => {
                 scanned.digest = Some(*digest);
                 unchanged += 1;
             }

@@ -43,9 +43,16 @@ pub(super) struct Listed {
 
 /// Where the scan of a folder with a selection is kept.
 pub(super) fn place(memory: &Path, root: &Path, selection: &[u8; 32]) -> PathBuf {
-    let folder = to_hex(&Sha256::digest(root.as_os_str().as_bytes()));
-    memory.join(format!("{folder}.{}", to_hex(&selection[..8])))
+    memory.join(format!("{}.{}", folder(root), to_hex(&selection[..8])))
 }
+
+/// What the names of all scans of a folder begin with.
+pub(super) fn folder(root: &Path) -> String {
+    to_hex(&Sha256::digest(root.as_os_str().as_bytes()))
+}
+
+/// How long the rest of such a name is, with the dot before it.
+pub(super) const SELECTION: usize = 17;
 
 /// A scan on its way to being kept.
 pub(super) struct Draft {
@@ -127,7 +134,7 @@ fn forget_old(place: &Path) {
         .filter_map(|entry| {
             let path = entry.ok()?.path();
             let rest = path.file_name()?.as_bytes().strip_prefix(folder.as_slice())?;
-            let ours = rest.len() == 17 && rest[0] == b'.';
+            let ours = rest.len() == SELECTION && rest[0] == b'.';
             let modified = fs::metadata(&path).ok()?.modified().ok()?;
             ours.then_some((modified, path))
         })
@@ -358,9 +365,7 @@ impl Kept {
             let last = check(last)?;
             let mut same = vec![];
             for other in others {
-                same.extend(
-                    other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
-                );
+                same.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
             }
             same.extend(last);
             Ok(same)
@@ -589,7 +594,9 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::time::Duration;
 
-    use super::super::{Filter, Ownership, Scan, ScanOptions, Verdict, scan, scan_or_recall};
+    use super::super::{
+        Ahead, Filter, Ownership, Scan, ScanOptions, Verdict, scan, scan_ahead, scan_or_recall,
+    };
     use super::*;
 
     struct All;
@@ -690,6 +697,28 @@ mod tests {
             let tree = scan(&root, &mut All, &options).unwrap();
             assert_eq!(look(&root, memory.path()).tree().unwrap(), tree.into(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_comparison_that_has_begun_is_used_by_who_asks_for_the_same() {
+        let (context, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for n in 0..1000 {
+            fs::write(context.path().join(format!("file-{n}")), "x").unwrap();
+        }
+        assert!(Ahead::start(memory.path(), context.path()).is_none(), "nothing is kept yet");
+        std::thread::sleep(Duration::from_millis(2200));
+        let first = look(context.path(), memory.path());
+        assert!(Ahead::start(memory.path(), memory.path()).is_none(), "another folder");
+        let options = ScanOptions { ownership: Ownership::Keep, memory: Some(memory.path()) };
+        let again = |ahead: &Ahead| {
+            scan_ahead(context.path(), &mut All, &options, Some(ahead)).unwrap().digest()
+        };
+        let ahead = Ahead::start(memory.path(), context.path()).unwrap();
+        assert_eq!(again(&ahead), first.digest());
+        fs::write(context.path().join("file-7"), "y").unwrap();
+        assert_ne!(again(&ahead), first.digest(), "an outcome is used once");
+        let ahead = Ahead::start(memory.path(), context.path()).unwrap();
+        assert_ne!(again(&ahead), first.digest());
     }
 
     #[test]

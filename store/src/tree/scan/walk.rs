@@ -56,7 +56,7 @@ pub(super) fn walk(
     // Directories on the way to the current one that are taken only if something below them is.
     let mut waiting: Vec<(Vec<u8>, Step)> = vec![];
     let names = match known.directory(b"") {
-        Some(directory) => recall(root, &directory, 0),
+        Some(directory) => recall(root, directory, 0),
         None => list(root)?,
     };
     let names = names.into_iter();
@@ -96,7 +96,7 @@ pub(super) fn walk(
                 // Nothing below it was taken then, so nothing more was asked of it.
                 Err(seen) => Step::New(seen),
             };
-            (step, Some((recall(&host, &directory, place), place)))
+            (step, Some((recall(&host, directory, place), place)))
         } else {
             // Its attributes first: a change after that shows in them.
             let stamp = match fs::symlink_metadata(&host) {

@@ -21,8 +21,8 @@ use crate::router::HEADER_BYTES;
 /// What may be on its way to us in one call.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 
-/// What may be on its way to us in all calls.
-const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// What may be on its way to us in all calls; as large as it is for the reason given in [`crate::router`].
+const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
 /// Calls services at the other end of one connection: `HealthClient::new(channel)`. Cheap to clone.
 ///
@@ -61,7 +61,7 @@ impl Channel {
             .await?;
         let ended = async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to a client broke");
+                tracing::debug!(%error, "a connection broke");
             }
         };
         Ok((Self { sender }, ended))
@@ -121,5 +121,5 @@ fn status_of(error: &hyper::Error) -> Status {
         }
         source = error.source();
     }
-    Status::unavailable(format!("the connection to the client broke: {why}"))
+    Status::unavailable(format!("the connection broke: {why}"))
 }

@@ -19,13 +19,14 @@ use tonic::server::NamedService;
 use tower_service::Service;
 
 /// Headers of one call. Patterns of a context and details of errors travel in them.
-pub(crate) const HEADER_BYTES: u32 = 1024 * 1024;
+pub const HEADER_BYTES: u32 = 1024 * 1024;
 
 /// What may be on its way to us in one stream. A whole session is one stream.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 
-/// What may be on its way to us in one connection.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// What may be on its way to us in one connection. Half of it is what small messages that wait may cost, at 256 bytes each,
+/// before a connection is taken for an attack: enough for a stream full of them.
+const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 
 /// Calls at the same time on one connection.
 const STREAMS: u32 = 4096;
@@ -125,7 +126,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::session::channel::Channel;
+    use crate::channel::Channel;
     use tokio_util::sync::CancellationToken;
 
     #[tokio::test]

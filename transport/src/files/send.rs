@@ -1,63 +1,89 @@
-//! The sending side of a file transfer.
+//! Announces entries and sends the content of those that are asked for.
 
 use std::fs::File;
 use std::future::Future;
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use slipway_engine::store::tree::Content;
-use slipway_engine::store::{Error, ErrorKind, blocking};
 use slipway_spec::wire::fsutil::Packet;
 use slipway_spec::wire::fsutil::packet::PacketType;
+use slipway_store::tree::Content;
+use slipway_store::{Error, ErrorKind, blocking};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tonic::Status;
 
 use super::entries::Announced;
-use crate::session::file_sync::packet::{self, FileType, reason, show};
+use crate::packet::{self, FileType, reason, show};
 
-/// Bytes of a file in one packet: large enough that packets cost little, far from the 4 MiB that clients take.
-const PIECE: usize = 128 * 1024;
-/// Files asked for that wait to be read.
-const REQUESTS: usize = 256;
 /// How long the other side has to take notice of a failure here.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How a transfer goes.
+#[derive(Clone, Copy, Debug)]
+pub struct SendOptions {
+    /// Who is at the other end, for messages: `the client`.
+    pub peer: &'static str,
+    /// How many files are read at the same time.
+    pub readers: usize,
+    /// Bytes of a file in one packet: large enough that packets cost little, far from the 4 MiB that a message may have.
+    pub piece: usize,
+    /// Whether the other side's end is waited for, which comes with its result. Whoever answers a call must not: the other
+    /// side waits for that answer.
+    pub awaits_end: bool,
+}
 
 /// Sends entries, and the content of those that the other side asks for. Returns how many bytes went out.
 ///
 /// # Errors
 /// When the other side fails, vanishes or breaks a rule of the protocol, or content cannot be read here.
-pub(crate) async fn send<S>(
+pub async fn send<S>(
     connect: impl Future<Output = Result<S, Error>>,
     outgoing: mpsc::Sender<Packet>,
     entries: Vec<Announced>,
+    options: SendOptions,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<u64, Error>
 where
     S: Stream<Item = Result<Packet, Status>> + Unpin,
 {
     let entries: Arc<[Announced]> = entries.into();
-    let (requests, queue) = mpsc::channel(REQUESTS);
-    let reader = {
-        let (entries, outgoing) = (entries.clone(), outgoing.clone());
-        Guarded(tokio::spawn(blocking::run(move || answer(&entries, queue, &outgoing))))
-    };
+    // Each entry is asked for once, so that there are no more requests than entries. They must not wait in the connection:
+    // one with many small messages that nobody reads is taken for an attack.
+    let (requests, queue) = mpsc::unbounded_channel();
+    let queue = Arc::new(Mutex::new(queue));
+    let mut readers = JoinSet::new();
+    for _ in 0..options.readers.max(1) {
+        let (entries, queue, outgoing) = (entries.clone(), queue.clone(), outgoing.clone());
+        let piece = options.piece.max(1);
+        readers.spawn(blocking::run(move || answer(&entries, &queue, &outgoing, piece)));
+    }
     let listed = Arc::new(AtomicBool::new(false));
-    let _lister =
-        Guarded(tokio::spawn(announce(entries.clone(), outgoing.clone(), listed.clone())));
+    let mut lister = JoinSet::new();
+    lister.spawn(announce(entries.clone(), outgoing.clone(), listed.clone()));
     let mut incoming = connect.await?;
-    let mut sender =
-        Sender { entries: &entries, asked: vec![false; entries.len()], listed, sent: 0, progress };
-    match sender.run(&mut incoming, &outgoing, requests, reader).await {
+    let peer = options.peer;
+    let mut sender = Sender {
+        peer,
+        entries: &entries,
+        asked: vec![false; entries.len()],
+        listed,
+        sent: 0,
+        progress,
+    };
+    match sender.run(&mut incoming, &outgoing, requests, readers).await {
         Ok(()) => {
             drop(outgoing);
             let sent = sender.sent;
-            end(&mut incoming).await.map(|()| sent)
+            if options.awaits_end {
+                end(peer, &mut incoming).await?;
+            }
+            Ok(sent)
         }
         Err(Failure::Stream(error)) => Err(error),
         Err(Failure::Refused(error)) => {
@@ -74,15 +100,6 @@ where
     }
 }
 
-/// A task that ends with its owner.
-struct Guarded<T>(JoinHandle<T>);
-
-impl<T> Drop for Guarded<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Why sending stopped.
 enum Failure {
     /// The other side is told.
@@ -92,6 +109,7 @@ enum Failure {
 }
 
 struct Sender<'a> {
+    peer: &'static str,
     entries: &'a [Announced],
     asked: Vec<bool>,
     // Whether the end of the list is on its way.
@@ -105,28 +123,32 @@ impl Sender<'_> {
         &mut self,
         incoming: &mut (impl Stream<Item = Result<Packet, Status>> + Unpin),
         outgoing: &mpsc::Sender<Packet>,
-        requests: mpsc::Sender<u32>,
-        mut reader: Guarded<Result<(), Error>>,
+        requests: mpsc::UnboundedSender<u32>,
+        mut readers: JoinSet<Result<(), Error>>,
     ) -> Result<(), Failure> {
+        let peer = self.peer;
         let invalid = |text: String| Failure::Refused(Error::new(ErrorKind::Invalid, text));
         loop {
             let packet = tokio::select! {
                 biased;
                 packet = incoming.next() => packet,
-                read = &mut reader.0 => return Err(reading_failed(read, incoming).await),
+                Some(read) = readers.join_next() => {
+                    return Err(reading_failed(peer, read, incoming).await);
+                }
             };
             let packet = match packet {
                 Some(Ok(packet)) => packet,
-                Some(Err(status)) => return Err(Failure::Stream(broken(&status))),
-                None => return Err(Failure::Stream(cut_off())),
+                Some(Err(status)) => return Err(Failure::Stream(broken(peer, &status))),
+                None => return Err(Failure::Stream(cut_off(peer))),
             };
             match PacketType::try_from(packet.r#type) {
                 Ok(PacketType::PacketReq) => {
                     let id = self.check(packet.id).map_err(Failure::Refused)?;
                     self.sent += self.size(id);
                     (self.progress)(self.sent);
-                    if requests.send(id).await.is_err() {
-                        return Err(reading_failed((&mut reader.0).await, incoming).await);
+                    if requests.send(id).is_err() {
+                        let read = readers.join_next().await.unwrap_or(Ok(Ok(())));
+                        return Err(reading_failed(peer, read, incoming).await);
                     }
                 }
                 Ok(PacketType::PacketErr) => {
@@ -134,19 +156,19 @@ impl Sender<'_> {
                 }
                 Ok(PacketType::PacketFin) if self.listed.load(Ordering::Acquire) => break,
                 Ok(PacketType::PacketFin) => {
-                    return Err(invalid(
-                        "the client said that it was done before it had seen everything".into(),
-                    ));
+                    return Err(invalid(format!(
+                        "{peer} said that it was done before it had seen everything"
+                    )));
                 }
                 Ok(other) => {
                     return Err(invalid(format!(
-                        "the client sent {}, but it is the one to receive",
+                        "{peer} sent {}, but it is the one to receive",
                         other.as_str_name()
                     )));
                 }
                 Err(_) => {
                     return Err(invalid(format!(
-                        "the client sent a packet of unknown type {}",
+                        "{peer} sent a packet of unknown type {}",
                         packet.r#type
                     )));
                 }
@@ -154,9 +176,11 @@ impl Sender<'_> {
         }
         // No more can be asked for; what was asked for before is sent before the end is confirmed.
         drop(requests);
-        match (&mut reader.0).await {
-            Ok(Ok(())) => {}
-            other => return Err(reading_failed(other, incoming).await),
+        while let Some(read) = readers.join_next().await {
+            match read {
+                Ok(Ok(())) => {}
+                other => return Err(reading_failed(peer, other, incoming).await),
+            }
         }
         // The other side may have hung up already, with the result that comes below.
         outgoing.send(packet::finish()).await.ok();
@@ -168,18 +192,19 @@ impl Sender<'_> {
     }
 
     fn check(&mut self, id: u32) -> Result<u32, Error> {
+        let peer = self.peer;
         let invalid = |text: String| Error::new(ErrorKind::Invalid, text);
         let Some(entry) = self.entries.get(id as usize) else {
-            return Err(invalid(format!("the client asked for entry {id}, which was not listed")));
+            return Err(invalid(format!("{peer} asked for entry {id}, which was not listed")));
         };
         let path = show(&entry.stat.path);
         if FileType::of(entry.stat.mode) != Some(FileType::Regular) {
             return Err(invalid(format!(
-                "the client asked for the content of {path}, which is no file"
+                "{peer} asked for the content of {path}, which is no file"
             )));
         }
         if std::mem::replace(&mut self.asked[id as usize], true) {
-            return Err(invalid(format!("the client asked twice for {path}")));
+            return Err(invalid(format!("{peer} asked twice for {path}")));
         }
         Ok(id)
     }
@@ -187,14 +212,15 @@ impl Sender<'_> {
 
 /// Waits for the end of the other side, which comes with its result.
 async fn end(
+    peer: &str,
     incoming: &mut (impl Stream<Item = Result<Packet, Status>> + Unpin),
 ) -> Result<(), Error> {
     match incoming.next().await {
         None => Ok(()),
-        Some(Err(status)) => Err(broken(&status)),
+        Some(Err(status)) => Err(broken(peer, &status)),
         Some(Ok(_)) => Err(Error::new(
             ErrorKind::Invalid,
-            "the client sent more after it had said that it was done",
+            format!("{peer} sent more after it had said that it was done"),
         )),
     }
 }
@@ -218,16 +244,19 @@ async fn announce(
 /// Reads what is asked for, one file after the other.
 fn answer(
     entries: &[Announced],
-    mut requests: mpsc::Receiver<u32>,
+    requests: &Mutex<mpsc::UnboundedReceiver<u32>>,
     outgoing: &mpsc::Sender<Packet>,
+    piece: usize,
 ) -> Result<(), Error> {
-    while let Some(id) = requests.blocking_recv() {
+    loop {
+        let next = requests.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+        let Some(id) = next else { break };
         let content = entries.get(id as usize).and_then(|entry| entry.content.as_ref());
         let mut give = |data: Bytes| outgoing.blocking_send(packet::data(id, data)).is_ok();
         let more = match content {
-            Some(Content::Host { path, .. }) => give_file(path, &mut give)?,
+            Some(Content::Host { path, .. }) => give_file(path, piece, &mut give)?,
             Some(Content::Inline(bytes)) => {
-                bytes.chunks(PIECE).all(|piece| give(Bytes::copy_from_slice(piece)))
+                bytes.chunks(piece).all(|piece| give(Bytes::copy_from_slice(piece)))
             }
             None => true,
         };
@@ -238,7 +267,11 @@ fn answer(
     Ok(())
 }
 
-fn give_file(path: &Path, give: &mut dyn FnMut(Bytes) -> bool) -> Result<bool, Error> {
+fn give_file(
+    path: &Path,
+    piece: usize,
+    give: &mut dyn FnMut(Bytes) -> bool,
+) -> Result<bool, Error> {
     use rustix::fs::{Mode, OFlags};
     let failed =
         |error: std::io::Error| Error::io(format!("cannot read {}", path.display()), error);
@@ -249,13 +282,13 @@ fn give_file(path: &Path, give: &mut dyn FnMut(Bytes) -> bool) -> Result<bool, E
     );
     let size = file.metadata().map_err(failed)?.len();
     loop {
-        let room = usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE);
-        let mut piece = Vec::with_capacity(room);
-        let read = (&mut file).take(room as u64).read_to_end(&mut piece).map_err(failed)?;
+        let room = usize::try_from(size).unwrap_or(piece).clamp(1, piece);
+        let mut bytes = Vec::with_capacity(room);
+        let read = (&mut file).take(room as u64).read_to_end(&mut bytes).map_err(failed)?;
         if read == 0 {
             return Ok(true);
         }
-        if !give(piece.into()) {
+        if !give(bytes.into()) {
             return Ok(false);
         }
     }
@@ -263,6 +296,7 @@ fn give_file(path: &Path, give: &mut dyn FnMut(Bytes) -> bool) -> Result<bool, E
 
 /// Finds out why reading ended before it was asked to.
 async fn reading_failed(
+    peer: &str,
     ended: Result<Result<(), Error>, tokio::task::JoinError>,
     incoming: &mut (impl Stream<Item = Result<Packet, Status>> + Unpin),
 ) -> Failure {
@@ -282,23 +316,23 @@ async fn reading_failed(
                     return from_receiver(&packet.data);
                 }
                 Some(Ok(_)) => {}
-                Some(Err(status)) => return broken(&status),
-                None => return cut_off(),
+                Some(Err(status)) => return broken(peer, &status),
+                None => return cut_off(peer),
             }
         }
     };
-    Failure::Stream(tokio::time::timeout(FAREWELL, result).await.unwrap_or_else(|_| cut_off()))
+    Failure::Stream(tokio::time::timeout(FAREWELL, result).await.unwrap_or_else(|_| cut_off(peer)))
 }
 
 fn from_receiver(data: &[u8]) -> Error {
     Error::new(ErrorKind::Io, format!("error from receiver: {}", reason(data)))
 }
 
-fn cut_off() -> Error {
-    Error::new(ErrorKind::Io, "the client ended the transfer early")
+fn cut_off(peer: &str) -> Error {
+    Error::new(ErrorKind::Io, format!("{peer} ended the transfer early"))
 }
 
-/// An error about a call that the client ended.
-pub(crate) fn broken(status: &Status) -> Error {
-    Error::new(ErrorKind::Io, format!("the client cannot take the result: {}", status.message()))
+/// An error about a call that the other side ended.
+fn broken(peer: &str, status: &Status) -> Error {
+    Error::new(ErrorKind::Io, format!("{peer} cannot take the files: {}", status.message()))
 }

@@ -1,7 +1,6 @@
 //! The messages of a file transfer, and file modes as the Go language numbers them.
 
 use bytes::Bytes;
-use slipway_engine::store::tree::Kind;
 use slipway_spec::wire::fsutil::packet::PacketType;
 use slipway_spec::wire::fsutil::{Packet, Stat};
 
@@ -22,18 +21,24 @@ const MAX_TEXT: usize = 4096;
 
 /// What kind of entry a mode says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FileType {
+pub enum FileType {
+    /// A regular file.
     Regular,
+    /// A directory.
     Directory,
+    /// A symbolic link.
     Symlink,
+    /// A character device.
     CharDevice,
+    /// A block device.
     BlockDevice,
+    /// A named pipe.
     Fifo,
 }
 
 impl FileType {
     /// Reads the type of a mode; `None` for a socket and what has several types.
-    pub(crate) fn of(mode: u32) -> Option<Self> {
+    pub fn of(mode: u32) -> Option<Self> {
         Some(match mode & TYPES {
             0 => Self::Regular,
             DIRECTORY => Self::Directory,
@@ -45,21 +50,8 @@ impl FileType {
         })
     }
 
-    /// Returns the type of an entry; `None` for a whiteout, which is the absence of one.
-    pub(crate) fn of_kind(kind: &Kind) -> Option<Self> {
-        Some(match kind {
-            Kind::File { .. } => Self::Regular,
-            Kind::Directory { .. } => Self::Directory,
-            Kind::Symlink { .. } => Self::Symlink,
-            Kind::CharDevice { .. } => Self::CharDevice,
-            Kind::BlockDevice { .. } => Self::BlockDevice,
-            Kind::Fifo => Self::Fifo,
-            Kind::Whiteout => return None,
-        })
-    }
-
     /// Makes a mode of this type and permission, set-id and sticky bits.
-    pub(crate) fn mode(self, permissions: u32) -> u32 {
+    pub fn mode(self, permissions: u32) -> u32 {
         let kind = match self {
             Self::Regular => 0,
             Self::Directory => DIRECTORY,
@@ -78,7 +70,7 @@ impl FileType {
 }
 
 /// Returns the permission, set-id and sticky bits of a mode as the kernel numbers them.
-pub(crate) fn permissions(mode: u32) -> u32 {
+pub fn permissions(mode: u32) -> u32 {
     let special: u32 = [(SETUID, 0o4000), (SETGID, 0o2000), (STICKY, 0o1000)]
         .into_iter()
         .filter(|(bit, _)| mode & bit != 0)
@@ -88,38 +80,38 @@ pub(crate) fn permissions(mode: u32) -> u32 {
 }
 
 /// Announces an entry; `None` ends the list.
-pub(crate) fn stat(stat: Option<Stat>) -> Packet {
+pub fn stat(stat: Option<Stat>) -> Packet {
     Packet { r#type: PacketType::PacketStat.into(), stat, ..Packet::default() }
 }
 
 /// Asks for the content of an entry.
-pub(crate) fn request(id: u32) -> Packet {
+pub fn request(id: u32) -> Packet {
     Packet { r#type: PacketType::PacketReq.into(), id, ..Packet::default() }
 }
 
 /// Carries a piece of an entry's content; an empty one ends it.
-pub(crate) fn data(id: u32, data: Bytes) -> Packet {
+pub fn data(id: u32, data: Bytes) -> Packet {
     Packet { r#type: PacketType::PacketData.into(), id, data, ..Packet::default() }
 }
 
 /// Says that this side has all it wants.
-pub(crate) fn finish() -> Packet {
+pub fn finish() -> Packet {
     Packet { r#type: PacketType::PacketFin.into(), ..Packet::default() }
 }
 
 /// Tells the other side why this one gives up.
-pub(crate) fn failure(text: &str) -> Packet {
+pub fn failure(text: &str) -> Packet {
     let data = Bytes::copy_from_slice(text.as_bytes());
     Packet { r#type: PacketType::PacketErr.into(), data, ..Packet::default() }
 }
 
 /// Reads the reason in a packet by which the other side gives up.
-pub(crate) fn reason(data: &[u8]) -> String {
+pub fn reason(data: &[u8]) -> String {
     String::from_utf8_lossy(&data[..data.len().min(MAX_TEXT)]).into_owned()
 }
 
 /// Shows a path in a message, whatever bytes are in it.
-pub(crate) fn show(path: &[u8]) -> String {
+pub fn show(path: &[u8]) -> String {
     format!("\"{}\"", path[..path.len().min(MAX_TEXT)].escape_ascii())
 }
 
