@@ -10,7 +10,7 @@ TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-st
 	setfattr:attr setcap:libcap2-bin git:git ssh-agent:openssh-client
 BENCH_TOOLS := $(BUILD_TOOLS) python3:python3 busybox:busybox-static unshare:util-linux
 
-.PHONY: help build frontend demo check test fmt clippy unit e2e e2e-tools bench bench-daemons codegen doc clean
+.PHONY: help build frontend demo check test fmt clippy unit e2e e2e-tools bench bench-daemons fuzz codegen doc clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## */\1\t/p' Makefile
@@ -62,6 +62,9 @@ bench: build     ## compares with what else is on PATH; see bench/README.md
 
 bench-daemons: build ## compares the daemon with buildkitd, if that is on PATH
 	python3 bench/daemons.py $(BENCH_ARGUMENTS)
+
+fuzz:            ## FUZZ_TARGET=parse|expand|ignore|dockerfile for FUZZ_SECONDS; needs cargo-fuzz and a C++ compiler
+	cd fuzz && $(CARGO) fuzz run -s none $(or $(FUZZ_TARGET),parse) -- -max_total_time=$(or $(FUZZ_SECONDS),3600) -timeout=20
 
 codegen:         ## writes spec/src/wire/ anew from spec/proto/
 	$(CARGO) run --package slipway-spec --features codegen --example codegen

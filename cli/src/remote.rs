@@ -118,6 +118,11 @@ pub(crate) fn build(
     let imports = entries(std::mem::take(&mut args.cache_from));
     let exports = entries(std::mem::take(&mut args.cache_to));
     let plan = command::build::plan(&args, context)?;
+    if plan.source_policy.is_some() {
+        // Building without it would allow what it denies.
+        return Err(Failure::new("a source policy is not supported yet where a daemon builds")
+            .hint("unset EXPERIMENTAL_BUILDKIT_SOURCE_POLICY, or build without --builder"));
+    }
     let outputs =
         if plan.call.is_some() { Outputs::default() } else { Outputs::resolve(&args, context)? };
     let mut inputs = execute::inputs(&plan, context)?;

@@ -83,7 +83,7 @@ struct PositionDetail {
 
 #[derive(Deserialize)]
 struct ExitDetail {
-    #[serde(rename = "Code", default)]
+    #[serde(rename = "Code")]
     code: i64,
 }
 

@@ -609,7 +609,12 @@ fn a_client_that_vanishes_takes_its_processes() {
         let mut talk = build.talk().await;
         talk.start("1", "echo here; sleep 1237").await;
         talk.until("here").await;
-        assert_ne!(processes("sleep 1237"), 0);
+        // The shell says so before it starts the other program.
+        let begun = tokio::time::Instant::now();
+        while processes("sleep 1237") == 0 {
+            assert!(begun.elapsed().as_secs() < 10, "the program has not started");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
         build.begun.abort();
         drop(talk);
         drop(peer);
