@@ -71,57 +71,6 @@ fn small(sandbox: &Sandbox) -> Context {
 }
 
 #[test]
-fn results_come_as_folders_tars_and_archives() {
-    let sandbox = Sandbox::new();
-    let daemon = Daemon::start(&sandbox);
-    let context = small(&sandbox);
-    let (out, tar, oci) = (sandbox.arg("out"), sandbox.arg("files.tar"), sandbox.arg("oci.tar"));
-    fs::create_dir(&out).unwrap();
-    fs::write(sandbox.path("out/kept"), "kept").unwrap();
-    let outputs = [
-        format!("type=local,dest={out}"),
-        format!("type=tar,dest={tar}"),
-        format!("type=oci,dest={oci}"),
-    ];
-    let [local, files, archive] = outputs.each_ref();
-    let metadata = sandbox.arg("meta.json");
-    let options = [
-        "-t",
-        "a.example/x:1",
-        "-o",
-        local,
-        "-o",
-        files,
-        "-o",
-        archive,
-        "--metadata-file",
-        &metadata,
-    ];
-    let ran = sandbox.run(daemon.words(&context, &options));
-    assert!(ran.stderr.contains("COPY . /files/"), "{}", ran.stderr);
-    let tree = Tree::read(&sandbox.path("out"));
-    assert_eq!(tree.paths(), ["files", "files/d", "files/d/g", "files/d/link", "files/f", "kept"]);
-    assert_eq!(fs::read_to_string(sandbox.path("out/files/f")).unwrap(), "content\n");
-    let listed = tool(Command::new("tar").args(["-tf", &tar]));
-    assert!(listed.contains("files/d/g"), "{listed}");
-    let layout = Layout::unpack(Path::new(&oci));
-    let descriptors = layout.descriptors();
-    assert_eq!(layout.images(&descriptors[0]).len(), 1);
-    let told: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(&metadata).unwrap()).unwrap();
-    assert_eq!(told["containerimage.digest"], descriptors[0]["digest"]);
-    assert_eq!(told["image.name"], "a.example/x:1");
-
-    // Unchanged, it comes from the cache of the daemon; and an archive can go to standard output.
-    let ran = sandbox.run(daemon.words(&context, &["-o", "type=docker,dest=-", "-t", "x:1"]));
-    assert!(ran.is_cached("COPY . /files/"), "{}", ran.stderr);
-    fs::write(sandbox.path("docker.tar"), &ran.bytes).unwrap();
-    let listed = tool(Command::new("tar").args(["-tf", &sandbox.arg("docker.tar")]));
-    assert!(listed.contains("manifest.json"), "{listed}");
-    assert_eq!(daemon.leftovers(), Vec::<String>::new());
-}
-
-#[test]
 fn several_platforms_are_loaded_into_the_store_of_this_machine() {
     let sandbox = Sandbox::new();
     let daemon = Daemon::start(&sandbox);
