@@ -41,11 +41,12 @@ impl<'a> Daemon<'a> {
         words
     }
 
-    /// What is on its way, or was left behind.
+    /// What is on its way, or was left behind, in the folder of each process that is at work; its lock is there all the time.
     fn leftovers(&self) -> Vec<String> {
-        let folders = ["ingest", "tmp"].map(|name| self.root.join(name));
-        let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok());
-        entries.flatten().flatten().map(|entry| entry.path().display().to_string()).collect()
+        let processes = fs::read_dir(self.root.join("tmp")).expect("the daemon has a state folder");
+        let entries = processes.flatten().filter_map(|process| fs::read_dir(process.path()).ok());
+        let left = entries.flatten().flatten().filter(|entry| entry.file_name() != "lock");
+        left.map(|entry| entry.path().display().to_string()).collect()
     }
 }
 
@@ -68,6 +69,57 @@ fn small(sandbox: &Sandbox) -> Context {
         .dockerfile("FROM scratch\nCOPY . /files/\nENTRYPOINT [\"/files/f\"]\n");
     context.symlink("d/link", "g");
     context
+}
+
+#[test]
+fn results_come_as_folders_tars_and_archives() {
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox);
+    let context = small(&sandbox);
+    let (out, tar, oci) = (sandbox.arg("out"), sandbox.arg("files.tar"), sandbox.arg("oci.tar"));
+    fs::create_dir(&out).unwrap();
+    fs::write(sandbox.path("out/kept"), "kept").unwrap();
+    let outputs = [
+        format!("type=local,dest={out}"),
+        format!("type=tar,dest={tar}"),
+        format!("type=oci,dest={oci}"),
+    ];
+    let [local, files, archive] = outputs.each_ref();
+    let metadata = sandbox.arg("meta.json");
+    let options = [
+        "-t",
+        "a.example/x:1",
+        "-o",
+        local,
+        "-o",
+        files,
+        "-o",
+        archive,
+        "--metadata-file",
+        &metadata,
+    ];
+    let ran = sandbox.run(daemon.words(&context, &options));
+    assert!(ran.stderr.contains("COPY . /files/"), "{}", ran.stderr);
+    let tree = Tree::read(&sandbox.path("out"));
+    assert_eq!(tree.paths(), ["files", "files/d", "files/d/g", "files/d/link", "files/f", "kept"]);
+    assert_eq!(fs::read_to_string(sandbox.path("out/files/f")).unwrap(), "content\n");
+    let listed = tool(Command::new("tar").args(["-tf", &tar]));
+    assert!(listed.contains("files/d/g"), "{listed}");
+    let layout = Layout::unpack(Path::new(&oci));
+    let descriptors = layout.descriptors();
+    assert_eq!(layout.images(&descriptors[0]).len(), 1);
+    let told: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&metadata).unwrap()).unwrap();
+    assert_eq!(told["containerimage.digest"], descriptors[0]["digest"]);
+    assert_eq!(told["image.name"], "a.example/x:1");
+
+    // Unchanged, it comes from the cache of the daemon; and an archive can go to standard output.
+    let ran = sandbox.run(daemon.words(&context, &["-o", "type=docker,dest=-", "-t", "x:1"]));
+    assert!(ran.is_cached("COPY . /files/"), "{}", ran.stderr);
+    fs::write(sandbox.path("docker.tar"), &ran.bytes).unwrap();
+    let listed = tool(Command::new("tar").args(["-tf", &sandbox.arg("docker.tar")]));
+    assert!(listed.contains("manifest.json"), "{listed}");
+    assert_eq!(daemon.leftovers(), Vec::<String>::new());
 }
 
 #[test]
