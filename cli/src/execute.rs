@@ -19,7 +19,7 @@ use slipway_engine::solver::executor::Stdio;
 use slipway_engine::solver::source::image::Lookup;
 use slipway_engine::store::filter::Filter;
 use slipway_engine::store::gc::record::FIELDS;
-use slipway_engine::store::gc::{CacheRecord, PruneOptions, RecordKind, Rule};
+use slipway_engine::store::gc::{CacheRecord, PruneOptions, Rule};
 use slipway_engine::store::image::Image;
 use slipway_engine::store::layout::ArchiveImage;
 use slipway_engine::store::transfer::{self, Outcome, Platforms};
@@ -296,7 +296,7 @@ fn split(output: &OutputSpec) -> Result<Option<bool>, Failure> {
     Ok(split)
 }
 
-fn sink(
+pub(crate) fn sink(
     dest: Option<&Dest>,
     context: &Context,
 ) -> Result<Box<dyn slipway_engine::exporter::OutputSink>, Failure> {
@@ -781,8 +781,7 @@ fn usage(args: &DuArgs, context: &Context) -> Result<(), Failure> {
     let old = until.map(|until| now.checked_sub(until).unwrap_or(UNIX_EPOCH));
     let mut found = engine.store().usage().map_err(failure)?.records;
     let cache = collector(engine.store());
-    let cache = block_on(async { cache.records().await.map_err(failure) })?;
-    found.extend(cache.into_iter().filter(|record| record.kind == RecordKind::LocalSource));
+    found.extend(block_on(async { cache.file_records().await.map_err(failure) })?);
     let records: Vec<command::disk_usage::UsageRecord> = found
         .into_iter()
         .filter(|record| filter.holds(|path| record.field(path)))

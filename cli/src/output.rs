@@ -254,11 +254,7 @@ pub(crate) fn resolve_outputs(
         }
     }
     for output in outputs.iter_mut().filter(|output| output.kind.is_image()) {
-        if !flags.tags.is_empty() {
-            let names: Vec<_> = flags.tags.iter().map(ToString::to_string).collect();
-            output.attrs.insert("name".into(), names.join(","));
-        }
-        output.attrs.extend(flags.annotations.iter().flat_map(Annotation::attributes));
+        describe(&mut output.attrs, flags.tags, flags.annotations);
     }
     if let Some(nameless) =
         outputs.iter().find(|o| o.pushes() && o.attrs.get("name").is_none_or(String::is_empty))
@@ -283,6 +279,19 @@ pub(crate) fn resolve_outputs(
         }
     }
     Ok(outputs)
+}
+
+/// Adds what flags say of every image to the attributes of one.
+pub(crate) fn describe(
+    attrs: &mut BTreeMap<String, String>,
+    tags: &[ImageReference],
+    annotations: &[Annotation],
+) {
+    if !tags.is_empty() {
+        let names: Vec<_> = tags.iter().map(ToString::to_string).collect();
+        attrs.insert("name".into(), names.join(","));
+    }
+    attrs.extend(annotations.iter().flat_map(Annotation::attributes));
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use sha2::{Digest as _, Sha256};
 use slipway_client::session::auth::RegistryLogin;
 use slipway_client::session::content::ContentFolder;
 use slipway_client::session::file_sync::Folder;
@@ -19,8 +18,7 @@ use slipway_engine::BuildRequest as LocalRequest;
 use slipway_engine::cache::CacheEntry;
 use slipway_engine::config::DiskSpace;
 use slipway_engine::store::registry::{Registry, RegistryOptions};
-use slipway_spec::Digest;
-use slipway_spec::digest::to_hex;
+use slipway_spec::{Digest, Hasher};
 
 use self::outputs::Outputs;
 use crate::args::build::BuildArgs;
@@ -123,8 +121,7 @@ pub(crate) fn build(
         return Err(Failure::new("a source policy is not supported yet where a daemon builds")
             .hint("unset EXPERIMENTAL_BUILDKIT_SOURCE_POLICY, or build without --builder"));
     }
-    let outputs =
-        if plan.call.is_some() { Outputs::default() } else { Outputs::resolve(&args, context)? };
+    let outputs = if plan.call.is_some() { Outputs::default() } else { Outputs::resolve(&args)? };
     let mut inputs = execute::inputs(&plan, context)?;
     execute::block_on(contexts::offer(&plan.inputs, &mut inputs))?;
     command::build::prepare(&plan)?;
@@ -174,16 +171,16 @@ fn entitlement(allow: Allow) -> &'static str {
 
 /// Names the folder that is sent, so that the daemon finds what it has of it already.
 fn shared_key(inputs: &LocalRequest) -> String {
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::sha256();
     let host = rustix::system::uname();
     hash.update(host.nodename().to_bytes());
     for (name, folder) in &inputs.folders {
-        hash.update([0]);
+        hash.update(&[0]);
         hash.update(name.as_bytes());
-        hash.update([0]);
+        hash.update(&[0]);
         hash.update(folder.as_os_str().as_encoded_bytes());
     }
-    to_hex(&hash.finalize())
+    hash.finish().hex().to_owned()
 }
 
 /// Gathers what the daemon may ask of this machine.
@@ -298,12 +295,12 @@ fn metadata(plan: &BuildPlan, result: BuildResult) -> Result<BuildMetadata, Fail
             Failure::new(format!("the builder sent {key}={text:?}, which is no digest: {error}"))
         }))
     };
-    let names = result.response.get("image.name").map(String::as_str).unwrap_or_default();
+    let image_names = result.names().map(Into::into).collect();
     let answer = result.metadata.into_iter().filter(|_| plan.call.is_some());
     Ok(BuildMetadata {
         config_digest: digest("containerimage.config.digest").transpose()?,
         descriptor,
-        image_names: names.split(',').filter(|name| !name.is_empty()).map(Into::into).collect(),
+        image_names,
         answer: answer
             .map(|(key, value)| (key, String::from_utf8_lossy(&value).into_owned()))
             .collect(),

@@ -10,7 +10,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
-use prost::Message as _;
 use serde_json::json;
 use slipway_spec::Descriptor;
 use slipway_spec::progress::ProgressSink;
@@ -88,6 +87,12 @@ impl BuildResult {
     pub fn descriptor(&self) -> Option<Descriptor> {
         let text = self.response.get("containerimage.descriptor")?;
         serde_json::from_slice(&STANDARD.decode(text).ok()?).ok()
+    }
+
+    /// Returns the names that the image got.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names = self.response.get("image.name").map(String::as_str).unwrap_or_default();
+        names.split(',').filter(|name| !name.is_empty())
     }
 }
 
@@ -248,8 +253,10 @@ async fn drive(
         }
         Err(error) => {
             let told = match &error {
-                DriveError::Status(status) => to_wire(status),
-                DriveError::Unsupported(what) => to_wire(&Status::unimplemented(what.as_str())),
+                DriveError::Status(status) => rpc::Status::from(&**status),
+                DriveError::Unsupported(what) => {
+                    rpc::Status::from(&Status::unimplemented(what.as_str()))
+                }
             };
             (ReturnRequest { result: None, error: Some(told) }, Err(error))
         }
@@ -272,18 +279,6 @@ fn of_build<T>(message: T, id: &str) -> Result<Request<T>, DriveError> {
     })?;
     request.metadata_mut().insert(BUILD_ID, value);
     Ok(request)
-}
-
-/// Returns a status as a message, with its details as they are.
-fn to_wire(status: &Status) -> rpc::Status {
-    match rpc::Status::decode(status.details()) {
-        Ok(whole) if whole.code != 0 => whole,
-        _ => rpc::Status {
-            code: status.code() as i32,
-            message: status.message().to_owned(),
-            details: vec![],
-        },
-    }
 }
 
 /// Joins what is known of a failed build.
@@ -363,12 +358,11 @@ fn name_layouts(request: &BuildRequest, result: &BuildResult) -> Result<(), Clie
     }
     if let Some(layout) = &request.image_layout {
         let target = result.descriptor().ok_or_else(|| unreadable("a descriptor"))?;
-        let names = result.response.get("image.name").map(String::as_str).unwrap_or_default();
-        let names: Vec<_> = names.split(',').filter(|name| !name.is_empty()).collect();
-        let names = match names.as_slice() {
-            [] => vec![LayoutName::Tag("latest".into())],
-            names => names.iter().map(|name| LayoutName::Name((*name).to_owned())).collect(),
-        };
+        let mut names: Vec<_> =
+            result.names().map(|name| LayoutName::Name(name.to_owned())).collect();
+        if names.is_empty() {
+            names.push(LayoutName::Tag("latest".into()));
+        }
         layout.name(&target, &names)?;
     }
     Ok(())

@@ -5,7 +5,6 @@ pub mod auth;
 pub mod content;
 pub mod file_send;
 pub mod file_sync;
-mod health;
 pub mod secrets;
 pub mod ssh;
 pub mod upload;
@@ -14,7 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _, stream};
 use slipway_solver::client::{SecretProvider, SshAgents, Uploads};
 use slipway_spec::wire::MESSAGE_BYTES;
 use slipway_spec::wire::auth::auth_server::AuthServer;
@@ -25,12 +25,14 @@ use slipway_spec::wire::health::health_server::HealthServer;
 use slipway_spec::wire::secrets::secrets_server::SecretsServer;
 use slipway_spec::wire::sshforward::ssh_server::SshServer;
 use slipway_spec::wire::upload::upload_server::UploadServer;
+use slipway_transport::health::Alive;
 use slipway_transport::router::Router;
 use slipway_transport::tunnel::{Inbound, Tunnel, messages};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Request;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::{Request, Status};
 
 use self::auth::{Keychain, RegistryLogin};
 use self::content::{ContentFolder, Contents};
@@ -68,7 +70,7 @@ pub struct SessionServices {
 impl SessionServices {
     /// Makes the services, and the list of calls that are answered.
     pub(crate) fn serve(self) -> (Router, Vec<&'static str>) {
-        let mut router = Router::new().with(HealthServer::new(health::Alive));
+        let mut router = Router::new().with(HealthServer::new(Alive));
         let mut methods = vec!["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"];
         if !self.folders.is_empty() {
             router = router.with(FileSyncServer::new(Folders::new(self.folders)));
@@ -202,4 +204,21 @@ pub fn new_id() -> Result<String, ClientError> {
         },
     )?;
     Ok(bytes.iter().map(|byte| char::from(DIGITS[usize::from(*byte) % DIGITS.len()])).collect())
+}
+
+/// Reads to the end, in pieces of this many bytes but for the last.
+fn pieces(
+    reader: impl AsyncRead + Send + Unpin,
+    size: usize,
+) -> impl Stream<Item = Result<Bytes, Status>> + Send {
+    stream::try_unfold(reader, move |mut reader| async move {
+        let mut piece = BytesMut::with_capacity(size);
+        while piece.len() < size {
+            let read = reader.read_buf(&mut piece).await;
+            if read.map_err(|error| Status::unknown(error.to_string()))? == 0 {
+                break;
+            }
+        }
+        Ok((!piece.is_empty()).then(|| (piece.freeze(), reader)))
+    })
 }

@@ -110,6 +110,15 @@ impl Collector {
         blocking::run(move || inner.records()).await
     }
 
+    /// Lists the kept files of clients, which are part of what takes space.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn file_records(&self) -> Result<Vec<CacheRecord>> {
+        let inner = self.0.clone();
+        blocking::run(move || inner.file_records()).await
+    }
+
     /// Takes away what rules allow, one after the other, and returns what went. `asked` is whether somebody waits for it: then
     /// a rule without limits also takes what costs next to nothing.
     ///
@@ -118,27 +127,36 @@ impl Collector {
     pub async fn collect(&self, rules: Vec<Rule>, asked: bool) -> Result<Vec<CacheRecord>> {
         let _one = self.0.collecting.lock().await;
         let mut gone = vec![];
+        // What the rules before have left, as long as they took nothing.
+        let mut listed = None;
         for rule in rules {
-            gone.extend(self.apply(rule, asked).await?);
+            gone.extend(self.apply(rule, asked, &mut listed).await?);
         }
         Ok(gone)
     }
 
-    async fn apply(&self, rule: Rule, asked: bool) -> Result<Vec<CacheRecord>> {
+    async fn apply(
+        &self,
+        rule: Rule,
+        asked: bool,
+        listed: &mut Option<Vec<CacheRecord>>,
+    ) -> Result<Vec<CacheRecord>> {
         let everything =
             asked && !rule.is_limited() && rule.keep <= 0 && rule.filter.is_everything();
         if asked {
             self.forget_trees(0);
         }
-        let inner = self.0.clone();
-        let planned = blocking::run(move || {
-            let records = inner.records()?;
+        let (inner, known) = (self.0.clone(), listed.take());
+        let (records, planned) = blocking::run(move || {
+            let records = known.map_or_else(|| inner.records(), Ok)?;
             let free = disk(&inner.store).map_or(u64::MAX, |(_, free)| free);
             let plan = rule.plan(&records, now_nanos(), free);
-            Ok::<_, Error>(plan.into_iter().map(|at| records[at].clone()).collect::<Vec<_>>())
+            let planned: Vec<_> = plan.into_iter().map(|at| records[at].clone()).collect();
+            Ok::<_, Error>((records, planned))
         })
         .await?;
         if planned.is_empty() && !everything {
+            *listed = Some(records);
             return Ok(vec![]);
         }
         let quiet = self.0.starting.write().await;
@@ -217,7 +235,11 @@ impl Collector {
 impl Inner {
     fn records(&self) -> Result<Vec<CacheRecord>> {
         let mut records = self.store.cache_records(self.builds.working_since())?;
-        records.extend(self.files.folders()?.iter().map(of_folder));
+        records.extend(self.file_records()?);
         Ok(records)
+    }
+
+    fn file_records(&self) -> Result<Vec<CacheRecord>> {
+        Ok(self.files.folders()?.iter().map(of_folder).collect())
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 
 use futures::stream::{self, BoxStream};
-use prost_types::Timestamp;
+use slipway_engine::store::content::BlobInfo;
 use slipway_engine::store::filter::Filter;
 use slipway_engine::store::{Store, blocking};
 use slipway_spec::Digest;
@@ -19,7 +19,7 @@ use slipway_spec::wire::content::{
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::history::History;
-use crate::history::book::BlobInfo;
+use crate::timestamp;
 
 /// Bytes in one message.
 const CHUNK: usize = 256 << 10;
@@ -54,10 +54,7 @@ fn missing(digest: &Digest) -> Status {
 }
 
 fn to_wire(blob: &BlobInfo) -> Info {
-    let time = Timestamp {
-        seconds: blob.created.div_euclid(1_000_000_000),
-        nanos: i32::try_from(blob.created.rem_euclid(1_000_000_000)).unwrap_or(0),
-    };
+    let time = timestamp(blob.created);
     Info {
         digest: blob.digest.to_string(),
         size: i64::try_from(blob.size).unwrap_or(i64::MAX),
@@ -78,8 +75,7 @@ impl ContentService {
         let found = blocking::run(move || {
             let Some(info) = store.blob_info(&wanted)? else { return Ok(None) };
             let file = store.open_blob(&wanted)?;
-            let blob = BlobInfo { digest: wanted, size: info.size, created: info.created };
-            Ok(Some((file, blob)))
+            Ok(Some((file, info)))
         });
         if let Some(found) = found.await.map_err(failed)? {
             return Ok(found);
@@ -93,13 +89,7 @@ impl ContentService {
             return self.history.blobs(after, PAGE).await;
         }
         let store = self.store.clone();
-        let found = blocking::run(move || store.blob_page(&after, PAGE)).await.map_err(failed)?;
-        let blob = |info: slipway_engine::store::content::BlobInfo| BlobInfo {
-            digest: info.digest,
-            size: info.size,
-            created: info.created,
-        };
-        Ok(found.into_iter().map(blob).collect())
+        blocking::run(move || store.blob_page(&after, PAGE)).await.map_err(failed)
     }
 }
 

@@ -31,7 +31,7 @@ use crate::gateway::frontends::{FrontendImages, frontend_image};
 use crate::gateway::{Gateway, Outcome};
 use crate::history::{History, Recording};
 use crate::policy;
-use crate::session::file_sync::{FileCache, SessionFiles, TransferProgress};
+use crate::session::file_sync::{SessionFiles, TransferProgress};
 use crate::session::{SessionGroup, SessionManager, WAIT};
 use crate::trace::TraceContext;
 use crate::worker::{self, WorkerInfo};
@@ -57,7 +57,6 @@ pub struct ControlService {
     engine: Engine,
     sessions: SessionManager,
     builds: Builds,
-    files: FileCache,
     worker: WorkerInfo,
     allowed: Allowed,
     frontends: FrontendImages,
@@ -75,17 +74,10 @@ impl ControlService {
         builds: Builds,
         worker: WorkerInfo,
         allowed: Allowed,
+        frontends: FrontendImages,
         (collector, history): (Collector, History),
     ) -> Self {
-        let files = collector.files().clone();
-        let frontends = FrontendImages::new(worker.clone());
-        Self { engine, sessions, builds, files, worker, allowed, frontends, collector, history }
-    }
-
-    /// Sets how frontends that are images are run.
-    #[must_use]
-    pub fn with_frontends(self, frontends: FrontendImages) -> Self {
-        Self { frontends, ..self }
+        Self { engine, sessions, builds, worker, allowed, frontends, collector, history }
     }
 
     fn entitlements(&self, wanted: &[String]) -> Result<Entitlements, Status> {
@@ -125,7 +117,7 @@ impl ControlService {
             keep_failed: true,
             ..Services::default()
         };
-        let files = SessionFiles::new(sessions.clone(), self.files.clone());
+        let files = SessionFiles::new(sessions.clone(), self.collector.files().clone());
         let epoch = outputs::epoch(request)?;
         let record = running.record().clone();
         let progress: TransferProgress = Arc::new(move |status| {
@@ -192,8 +184,8 @@ impl ControlService {
                 .map_err(|error| build_status(&error))?;
             let frontends = self.frontends_of(&request, running);
             let (record, inputs) = (running.record().clone(), request.frontend_inputs.clone());
-            let gateway = Gateway::new(build.clone(), record, inputs);
-            let gateway = Arc::new(gateway.with_frontends(frontends.clone(), 0));
+            let gateway = Gateway::new(build.clone(), record, inputs, frontends.clone(), 0);
+            let gateway = Arc::new(gateway);
             let outcome = match (&request.definition, request.frontend.as_str()) {
                 (Some(definition), "") => {
                     // Frontends are told by their attributes.

@@ -6,7 +6,7 @@ use prost::Message as _;
 use prost_types::Any;
 use serde_json::{Map, Value, json};
 use slipway_engine::BuildError;
-use slipway_engine::frontend::{BridgeError, BridgeErrorKind, FrontendError};
+use slipway_engine::frontend::FrontendError;
 use slipway_engine::solver::{Cause, SolveError};
 use slipway_engine::store::ErrorKind;
 use slipway_spec::llb::pb;
@@ -180,11 +180,8 @@ fn denial(reasons: &[String]) -> Option<Any> {
 pub fn frontend_status(error: &FrontendError) -> Status {
     // Another frontend has said it, with details of its own; what it has no place for was asked for here.
     let other = error.source.as_ref().and_then(|error| error.source.as_ref()?.downcast_ref());
-    let (code, mut details) = match other.map(|status: &Status| (status, status.details())) {
-        Some((status, said)) => {
-            let said = rpc::Status::decode(said).map(|said| said.details);
-            (status.code(), said.unwrap_or_default())
-        }
+    let (code, mut details) = match other {
+        Some(status) => (Status::code(status), rpc::Status::from(status).details),
         None => (Code::Unknown, vec![]),
     };
     let placed = details.iter().any(|any| any.type_url == format!("{ERRDEFS}Source+json"));
@@ -201,18 +198,6 @@ pub fn frontend_status(error: &FrontendError) -> Status {
         error.diagnostics.iter().map(|diagnostic| diagnostic.message.as_str()).collect();
     let message = if messages.is_empty() { chain(error) } else { messages.join("\n") };
     status(code, message, details)
-}
-
-/// Returns an answer that a frontend did not get as a status.
-pub fn bridge_status(error: &BridgeError) -> Status {
-    let code = match error.kind {
-        BridgeErrorKind::NotFound => Code::NotFound,
-        BridgeErrorKind::Unauthorized => Code::PermissionDenied,
-        BridgeErrorKind::Canceled => Code::Cancelled,
-        BridgeErrorKind::Unsupported => Code::Unimplemented,
-        BridgeErrorKind::Other => Code::Unknown,
-    };
-    status(code, chain(error), vec![])
 }
 
 /// Says that something cannot be done here.

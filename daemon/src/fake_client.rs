@@ -3,19 +3,17 @@
 use std::convert::Infallible;
 use std::fmt;
 
-use async_trait::async_trait;
 use futures::channel::mpsc;
 use futures::{StreamExt as _, stream};
 use slipway_spec::wire::control::BytesMessage;
 use slipway_spec::wire::control::control_client::ControlClient;
-use slipway_spec::wire::health::health_check_response::ServingStatus;
-use slipway_spec::wire::health::health_server::{Health, HealthServer};
-use slipway_spec::wire::health::{HealthCheckRequest, HealthCheckResponse};
+use slipway_spec::wire::health::health_server::HealthServer;
+use slipway_transport::health::Alive;
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Status};
 use tower_service::Service;
 
 use crate::router::Router;
@@ -34,7 +32,7 @@ impl FakeClient {
     /// A client that opens a session of this id.
     pub fn new(id: &str) -> Self {
         let client = Self { router: Router::new(), metadata: MetadataMap::new() };
-        client.with_header(SESSION_ID, id).with(HealthServer::new(Healthy), &[])
+        client.with_header(SESSION_ID, id).with(HealthServer::new(Alive), &[])
     }
 
     /// Adds a service; `methods` are what the client says it answers, such as `/moby.filesync.v1.FileSync/DiffCopy`.
@@ -176,26 +174,5 @@ impl Drop for FakeConnection {
     fn drop(&mut self) {
         self.server.abort();
         self.half_close();
-    }
-}
-
-struct Healthy;
-
-#[async_trait]
-impl Health for Healthy {
-    type WatchStream = stream::Pending<Result<HealthCheckResponse, Status>>;
-
-    async fn check(
-        &self,
-        _: Request<HealthCheckRequest>,
-    ) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
-    }
-
-    async fn watch(
-        &self,
-        _: Request<HealthCheckRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(stream::pending()))
     }
 }

@@ -52,8 +52,8 @@ pub struct Gateway {
     inputs: BTreeMap<String, pb::Definition>,
     refs: Mutex<HashMap<String, Reference>>,
     returned: watch::Sender<Returned>,
-    /// Runs frontends that are images.
-    frontends: Option<FrontendImages>,
+    /// Runs frontends that are images, to do this one's work.
+    frontends: FrontendImages,
     /// How many frontends wait for this one.
     depth: usize,
     containers: Containers,
@@ -93,11 +93,13 @@ pub struct OutcomeImage {
 }
 
 impl Gateway {
-    /// Offers a build to a frontend.
+    /// Offers a build to a frontend; `depth` is how many frontends wait for it.
     pub fn new(
         build: Build,
         record: Arc<Record>,
         inputs: BTreeMap<String, pb::Definition>,
+        frontends: FrontendImages,
+        depth: usize,
     ) -> Self {
         let returned = watch::Sender::new(None);
         Self {
@@ -106,16 +108,10 @@ impl Gateway {
             inputs,
             refs: Mutex::default(),
             returned,
-            frontends: None,
-            depth: 0,
+            frontends,
+            depth,
             containers: Containers::default(),
         }
-    }
-
-    /// Lets the frontend have others do its work; `depth` is how many wait for it.
-    #[must_use]
-    pub fn with_frontends(self, frontends: FrontendImages, depth: usize) -> Self {
-        Self { frontends: Some(frontends), depth, ..self }
     }
 
     /// Returns what the frontend has said of the result so far.

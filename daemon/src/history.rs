@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 
 use futures::Stream;
 use futures::stream::BoxStream;
-use prost_types::Timestamp;
 use slipway_engine::config::HistoryConfig;
+use slipway_engine::store::content::BlobInfo;
 use slipway_engine::store::{Store, blocking, now_nanos};
 use slipway_spec::Digest;
 use slipway_spec::wire::control::{
@@ -35,8 +35,8 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
+use self::book::Book;
 pub use self::book::HistoryError;
-use self::book::{BlobInfo, Book};
 pub use self::recording::Recording;
 use crate::trace::Traces;
 
@@ -102,13 +102,6 @@ fn status(error: &HistoryError) -> Status {
         HistoryError::Io { .. } | HistoryError::Database(_) | HistoryError::TooNew { .. } => {
             Status::internal(error.to_string())
         }
-    }
-}
-
-fn time(nanos: i64) -> Timestamp {
-    Timestamp {
-        seconds: nanos.div_euclid(1_000_000_000),
-        nanos: i32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
     }
 }
 

@@ -16,7 +16,6 @@ pub mod failure;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake_client;
 pub mod gateway;
-pub mod health;
 pub mod history;
 pub mod listen;
 mod memory;
@@ -34,6 +33,7 @@ use std::io;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
+use prost_types::Timestamp;
 use slipway_engine::Engine;
 use slipway_engine::config::FrontendConfig;
 use slipway_engine::config::{GcConfig, HistoryConfig};
@@ -43,6 +43,7 @@ use slipway_spec::wire::control::control_server::ControlServer;
 use slipway_spec::wire::gateway::llb_bridge_server::LlbBridgeServer;
 use slipway_spec::wire::health::health_server::HealthServer;
 use slipway_spec::wire::trace::trace_service_server::TraceServiceServer;
+use slipway_transport::health::Alive;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +54,6 @@ use crate::content::ContentService;
 use crate::control::{Allowed, ControlService};
 use crate::gateway::frontends::FrontendImages;
 use crate::gateway::service::GatewayService;
-use crate::health::Alive;
 use crate::history::History;
 use crate::router::Router;
 use crate::session::SessionManager;
@@ -114,10 +114,15 @@ impl Daemon {
         let frontends = FrontendImages::new(worker.clone())
             .restricted(*enabled, allowed_repositories)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let allowed = options.allowed;
-        let (of_builds, look_after) = (builds.clone(), (collector.clone(), history.clone()));
-        let control = ControlService::new(engine, sessions, of_builds, worker, allowed, look_after)
-            .with_frontends(frontends);
+        let control = ControlService::new(
+            engine,
+            sessions,
+            builds.clone(),
+            worker,
+            options.allowed,
+            frontends,
+            (collector.clone(), history.clone()),
+        );
         let router = Router::new()
             .with(
                 ControlServer::new(control)
@@ -203,9 +208,23 @@ impl Daemon {
 /// Returns an id that nobody else will make: 25 letters and digits, as BuildKit's are.
 pub(crate) fn new_id() -> String {
     const LETTERS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    let mut bytes = [0u8; 25];
+    let bytes: [u8; 25] = random();
+    bytes.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect()
+}
+
+/// Returns bytes that nobody can foresee.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0u8; N];
     // The kernel has randomness from the moment that it starts programs.
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     debug_assert_eq!(filled, Ok(bytes.len()));
-    bytes.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect()
+    bytes
+}
+
+/// Returns a time in nanoseconds since 1970 as it stands in messages.
+pub(crate) fn timestamp(nanos: i64) -> Timestamp {
+    Timestamp {
+        seconds: nanos.div_euclid(1_000_000_000),
+        nanos: i32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
+    }
 }

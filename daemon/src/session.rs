@@ -322,7 +322,7 @@ fn none(subject: &str) -> SessionError {
 }
 
 /// Says that a service has no such thing, where that is not a failure.
-pub(crate) fn absent<T>(error: SessionError) -> Result<Option<T>, SessionError> {
+fn absent<T>(error: SessionError) -> Result<Option<T>, SessionError> {
     match error.kind() {
         SessionErrorKind::NotFound | SessionErrorKind::Unsupported => Ok(None),
         _ => Err(error),

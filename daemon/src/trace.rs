@@ -32,7 +32,9 @@ impl TraceContext {
     /// Reads what a call says of its trace, in W3C's notation; a call that says nothing begins a trace of its own.
     pub fn of_call(metadata: &MetadataMap) -> Self {
         let header = metadata.get("traceparent").and_then(|value| value.to_str().ok());
-        header.and_then(Self::parse).unwrap_or_else(|| Self { trace: random(), parent: [0; 8] })
+        header
+            .and_then(Self::parse)
+            .unwrap_or_else(|| Self { trace: crate::random(), parent: [0; 8] })
     }
 
     fn parse(header: &str) -> Option<Self> {
@@ -52,14 +54,6 @@ fn from_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
         *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
     }
     Some(bytes)
-}
-
-pub(crate) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0u8; N];
-    // The kernel has randomness from the moment that it starts programs.
-    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    debug_assert_eq!(filled, Ok(bytes.len()));
-    bytes
 }
 
 /// The spans of clients whose builds run. Cheap to clone.

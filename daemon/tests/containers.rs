@@ -18,7 +18,6 @@ use slipway_daemon::control::Allowed;
 use slipway_daemon::{Daemon, DaemonOptions};
 use slipway_engine::solver::executor::{helper_main, is_helper};
 use slipway_engine::{Engine, EngineOptions};
-use slipway_spec::Digest;
 use slipway_spec::llb::pb;
 use slipway_spec::wire::MESSAGE_BYTES;
 use slipway_spec::wire::control::control_client::ControlClient;
@@ -35,8 +34,13 @@ use slipway_spec::wire::gateway::{
 use slipway_spec::wire::rpc;
 use slipway_transport::channel::Channel;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
+
+#[path = "../src/control/tests/messages.rs"]
+#[expect(dead_code, reason = "the tests of the services use more of it")]
+mod messages;
+
+use messages::{Connection, definition, file_op, mkdir, result_of, symlink, tagged};
 
 const BUSYBOX: &str = "/bin/busybox";
 /// Nothing that is tested takes as long as this.
@@ -91,41 +95,27 @@ impl Rig {
     }
 
     async fn connect(&self) -> Peer {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let router = self.daemon.router().clone();
-        tokio::spawn(async move { router.serve(theirs, std::future::pending()).await });
-        let end = CancellationToken::new();
-        let (channel, connection) = Channel::open(ours, end.clone()).await.unwrap();
-        Peer { channel, end, connection: tokio::spawn(connection) }
+        Peer { connection: Connection::open(self.daemon.router().clone()).await }
     }
 }
 
-/// A client's connection. Dropping it is as if the client were killed.
+/// A client. Dropping it is as if it were killed.
 struct Peer {
-    channel: Channel,
-    end: CancellationToken,
-    connection: JoinHandle<()>,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.end.cancel();
-        self.connection.abort();
-    }
+    connection: Connection,
 }
 
 type Solving = JoinHandle<Result<SolveResponse, Status>>;
 
 impl Peer {
     fn gateway(&self) -> LlbBridgeClient<Channel> {
-        LlbBridgeClient::new(self.channel.clone())
+        LlbBridgeClient::new(self.connection.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)
     }
 
     /// Begins a build.
     fn solve(&self, request: SolveRequest) -> Solving {
-        let mut control = ControlClient::new(self.channel.clone());
+        let mut control = ControlClient::new(self.connection.channel.clone());
         tokio::spawn(async move { control.solve(request).await.map(Response::into_inner) })
     }
 
@@ -285,29 +275,6 @@ fn init(container: &str, script: &str) -> InitMessage {
     }
 }
 
-/// Names the build that a call is about.
-fn tagged<T>(id: &str, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("buildkit-controlapi-buildid", id.parse().unwrap());
-    request
-}
-
-fn definition(ops: Vec<pb::Op>) -> pb::Definition {
-    let mut def: Vec<Vec<u8>> = vec![];
-    for mut op in ops {
-        for input in &mut op.inputs {
-            if let Ok(at) = input.digest.parse::<usize>() {
-                input.digest = Digest::of(&def[at]).to_string();
-            }
-        }
-        def.push(op.encode_to_vec());
-    }
-    let last = Digest::of(def.last().unwrap()).to_string();
-    let inputs = vec![pb::Input { digest: last, index: 0 }];
-    def.push(pb::Op { inputs, ..pb::Op::default() }.encode_to_vec());
-    pb::Definition { def, ..pb::Definition::default() }
-}
-
 /// A file system with busybox and a few applets.
 fn base() -> pb::Op {
     use pb::file_action::Action;
@@ -315,23 +282,7 @@ fn base() -> pb::Op {
         std::path::Path::new(BUSYBOX).exists(),
         "{BUSYBOX} is missing: install the Debian package busybox-static"
     );
-    let mkdir = |path: &str| {
-        Action::Mkdir(pb::FileActionMkDir {
-            path: path.into(),
-            mode: 0o755,
-            make_parents: true,
-            owner: None,
-            timestamp: -1,
-        })
-    };
-    let link = |name: &str| {
-        Action::Symlink(pb::FileActionSymlink {
-            oldpath: "busybox".into(),
-            newpath: format!("/bin/{name}"),
-            owner: None,
-            timestamp: -1,
-        })
-    };
+    let link = |name: &str| symlink("busybox", &format!("/bin/{name}"));
     let busybox = Action::Mkfile(pb::FileActionMkFile {
         path: "/bin/busybox".into(),
         mode: 0o755,
@@ -341,15 +292,7 @@ fn base() -> pb::Op {
     });
     let mut actions = vec![mkdir("/bin"), mkdir("/srv"), busybox];
     actions.extend(["sh", "cat", "echo", "sleep", "stty", "hostname", "grep"].map(link));
-    let last = actions.len() - 1;
-    let actions = actions.into_iter().enumerate().map(|(at, action)| pb::FileAction {
-        input: if at == 0 { -1 } else { i64::try_from(at).unwrap() - 1 },
-        secondary_input: -1,
-        output: if at == last { 0 } else { -1 },
-        action: Some(action),
-    });
-    let op = pb::FileOp { actions: actions.collect() };
-    pb::Op { op: Some(pb::op::Op::File(op)), ..pb::Op::default() }
+    file_op(None, actions)
 }
 
 fn root(id: &str) -> pb::Mount {
@@ -642,11 +585,7 @@ async fn image(rig: &Rig, name: &str, script: &str) {
         },
         "rootfs": { "type": "layers", "diff_ids": [] },
     });
-    let reference = gateway::Ref { id, def: None };
-    let mut result = gateway::Result {
-        result: Some(result::Result::Ref(reference)),
-        ..gateway::Result::default()
-    };
+    let mut result = result_of(&id);
     let config = serde_json::to_vec(&config).unwrap().into();
     result.metadata.insert("containerimage.config".into(), config);
     build.give(result).await;
@@ -687,7 +626,7 @@ fn frontends_that_are_none_say_why() {
         // What it said is shown.
         let peer = rig.connect().await;
         let begun = peer.solve(asking("shown", "frontend.test/failing:1"));
-        let mut control = ControlClient::new(peer.channel.clone());
+        let mut control = ControlClient::new(peer.connection.channel.clone());
         let told = control.status(StatusRequest { r#ref: "shown".into() }).await.unwrap();
         let told: Vec<StatusResponse> =
             told.into_inner().filter_map(|told| async { told.ok() }).collect().await;

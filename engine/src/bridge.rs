@@ -172,10 +172,7 @@ impl Bridge for JobBridge {
         image: &LayoutImage,
         platform: &Platform,
     ) -> Result<ResolvedImage, BridgeError> {
-        let mut attrs = BTreeMap::from([("oci.store".to_owned(), image.store.clone())]);
-        attrs.extend(image.session.clone().map(|session| ("oci.session".to_owned(), session)));
-        let identifier = format!("oci-layout://{}", image.reference);
-        let mut request = MetadataRequest::new(pb::SourceOp { identifier, attrs });
+        let mut request = MetadataRequest::new(image.source());
         request.shown_as = format!("[internal] load metadata for {}", image.reference);
         request.platform = Some(platform.clone());
         let found = self.metadata(&mut request, &[]).await.map_err(to_bridge_error)?;

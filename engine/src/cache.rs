@@ -10,5 +10,5 @@ mod import;
 mod options;
 mod place;
 
-pub use folder::{CacheFolders, LocalCaches, NoCacheFolders};
+pub use folder::{CacheFolders, LocalCaches};
 pub use options::{CacheEntry, CacheExport, CachePlace, parse_exports};

@@ -1,6 +1,7 @@
 //! Frontends that are images: found, and started in a sandbox. What they say on their standard streams is for a
 //! [`FrontendRunner`] to understand.
 
+use slipway_spec::flag;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -130,9 +131,7 @@ impl Build {
         let (base, key) = job.base(&edge).await?;
         let config = source.config.config.clone();
         let alone = config.labels.get("moby.buildkit.frontend.network.none");
-        let alone = alone.is_some_and(|value| {
-            matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")
-        });
+        let alone = alone.is_some_and(|value| flag::parse(value) == Some(true));
         let root = pb::Mount { dest: "/".into(), ..pb::Mount::default() };
         let container = job.container(ContainerRequest {
             mounts: vec![ContainerMount { mount: root, base: Some(base), key: Some(key) }],

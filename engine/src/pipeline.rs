@@ -97,7 +97,7 @@ impl Build {
                 let vertex = Task::start(progress, "exporting to image");
                 let exported = self.export_image(results, multi_platform, &options, &vertex).await;
                 let assembled = vertex.end(exported)?;
-                note(result, &assembled, &options);
+                result.note(&assembled, &options);
                 if options.push || options.push_by_digest {
                     self.push(&assembled, &options).await?;
                 }
@@ -128,7 +128,7 @@ impl Build {
                 };
                 let written = written.await;
                 let assembled = vertex.end(written)?;
-                note(result, &assembled, &options);
+                result.note(&assembled, &options);
             }
             Export::Local { folder, split: wanted } => {
                 let vertex = Task::start(progress, "exporting to client directory");
@@ -242,14 +242,8 @@ async fn solve(
 }
 
 /// What clients call a document.
-fn kind(target: &Descriptor) -> &'static str {
+pub fn kind(target: &Descriptor) -> &'static str {
     if target.media_type.is_index() { "manifest list" } else { "manifest" }
-}
-
-fn note(result: &mut BuildResult, assembled: &Assembled, options: &ImageOptions) {
-    result.image = Some(assembled.target.clone());
-    result.config = assembled.config.clone();
-    result.names = options.names.iter().map(ToString::to_string).collect();
 }
 
 /// Reads `SOURCE_DATE_EPOCH`, seconds since 1970; no text is the same as none.

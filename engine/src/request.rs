@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use slipway_exporter::{ImageOptions, OutputSink};
+use slipway_exporter::{Assembled, ImageOptions, OutputSink};
 use slipway_solver::Services;
 use slipway_spec::Descriptor;
 use slipway_store::tree::scan::Ahead;
@@ -69,6 +69,15 @@ pub enum Export {
         /// Where it goes.
         sink: Box<dyn OutputSink>,
     },
+}
+
+impl BuildResult {
+    /// Adds an image that was made.
+    pub fn note(&mut self, assembled: &Assembled, options: &ImageOptions) {
+        self.image = Some(assembled.target.clone());
+        self.config = assembled.config.clone();
+        self.names = options.names.iter().map(ToString::to_string).collect();
+    }
 }
 
 /// What a build gave.

@@ -1,5 +1,6 @@
 //! Options of image outputs, read once into types.
 
+use slipway_spec::flag;
 use std::collections::BTreeMap;
 
 use slipway_spec::media_type::Compression;
@@ -29,13 +30,11 @@ pub struct ImageOptions {
 
 /// Reads a flag as Go's `ParseBool` does; no value at all is `true`.
 fn flag(key: &str, value: &str) -> Result<bool> {
-    match value {
-        "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(ExportError::Invalid(format!(
-            "output option {key}: {value:?} is neither true nor false"
-        ))),
+    if value.is_empty() {
+        return Ok(true);
     }
+    let wrong = || format!("output option {key}: {value:?} is neither true nor false");
+    flag::parse(value).ok_or_else(|| ExportError::Invalid(wrong()))
 }
 
 impl ImageOptions {

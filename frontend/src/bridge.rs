@@ -131,6 +131,20 @@ pub struct LayoutImage {
     pub session: Option<String>,
 }
 
+impl LayoutImage {
+    /// Says in the attributes of a source whose layout is meant.
+    pub fn attrs(&self) -> BTreeMap<String, String> {
+        let session = self.session.clone().map(|session| ("oci.session".to_owned(), session));
+        std::iter::once(("oci.store".to_owned(), self.store.clone())).chain(session).collect()
+    }
+
+    /// Returns the image as a source.
+    pub fn source(&self) -> pb::SourceOp {
+        let identifier = format!("oci-layout://{}", self.reference);
+        pb::SourceOp { identifier, attrs: self.attrs() }
+    }
+}
+
 /// What a source knows of its age.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceMetadata {

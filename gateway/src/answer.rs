@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use prost::Message as _;
 use prost_types::Any;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -161,25 +160,12 @@ pub(crate) fn read(said: WireResult) -> Result<FrontendResult, Status> {
     Ok(FrontendResult { images, multi_platform: several, metadata, ..FrontendResult::default() })
 }
 
-/// Says that a call failed.
-pub(crate) fn status(status: &Status) -> rpc::Status {
-    rpc::Status {
-        code: status.code() as i32,
-        message: status.message().to_owned(),
-        details: details(status),
-    }
-}
-
-fn details(status: &Status) -> Vec<Any> {
-    rpc::Status::decode(status.details()).map(|status| status.details).unwrap_or_default()
-}
-
 /// Says what is wrong with what the user wrote, and where.
 pub(crate) fn failure(error: &FrontendError) -> rpc::Status {
     // What failed on the other side is told with its own details.
     let other = error.source.as_ref().and_then(|error| error.source.as_ref()?.downcast_ref());
     let (mut code, mut details) = match other {
-        Some(status) => (Status::code(status), details(status)),
+        Some(status) => (Status::code(status), rpc::Status::from(status).details),
         None => (Code::Unknown, vec![]),
     };
     if let Some(name) = &error.unsupported_request {

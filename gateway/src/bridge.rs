@@ -225,11 +225,8 @@ impl Bridge for RemoteBridge {
         image: &LayoutImage,
         platform: &Platform,
     ) -> Result<ResolvedImage, BridgeError> {
-        let mut attrs = BTreeMap::from([("oci.store".to_owned(), image.store.clone())]);
-        attrs.extend(image.session.clone().map(|session| ("oci.session".to_owned(), session)));
-        let identifier = format!("oci-layout://{}", image.reference);
         let found = self.metadata(ResolveSourceMetaRequest {
-            source: Some(pb::SourceOp { identifier, attrs }),
+            source: Some(image.source()),
             platform: Some(pb::Platform::from(platform)),
             log_name: format!("[internal] load metadata for {}", image.reference),
             ..ResolveSourceMetaRequest::default()

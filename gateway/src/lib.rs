@@ -69,7 +69,7 @@ async fn build(environment: Environment, client: Client) -> Result<(), RunError>
     let found = dockerfile::build(&request, &bridge).await;
     bridge.send_warnings().await.map_err(RunError::Call)?;
     let said = match found {
-        Ok(found) => answer::result(&bridge, found).await.map_err(|status| answer::status(&status)),
+        Ok(found) => answer::result(&bridge, found).await.map_err(|status| (&status).into()),
         Err(error) => Err(answer::failure(&error)),
     };
     bridge.give(said).await.map_err(RunError::Call)

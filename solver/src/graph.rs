@@ -293,17 +293,10 @@ fn outputs(op: &pb::op::Op) -> usize {
 /// Refuses what the user did not allow.
 fn allow(vertex: &Vertex, entitlements: Entitlements) -> Result<()> {
     let pb::op::Op::Exec(exec) = &vertex.op else { return Ok(()) };
-    let refused =
-        if exec.security == pb::SecurityMode::Insecure as i32 && !entitlements.security_insecure {
-            "security.insecure"
-        } else if exec.network == pb::NetMode::Host as i32 && !entitlements.network_host {
-            "network.host"
-        } else {
-            return Ok(());
-        };
-    let cause =
-        Cause::Invalid(format!("{refused} is not allowed; allow it with --allow {refused}"));
-    Err(SolveError::from(cause).at(|| vertex.failed()))
+    let insecure = exec.security == pb::SecurityMode::Insecure as i32;
+    let host_network = exec.network == pb::NetMode::Host as i32;
+    let checked = entitlements.check(insecure, host_network);
+    checked.map_err(|cause| SolveError::from(cause).at(|| vertex.failed()))
 }
 
 /// Checks what later code relies on: every index an op names exists.

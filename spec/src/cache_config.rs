@@ -12,9 +12,6 @@ use crate::{Digest, MediaType};
 /// What a cache's document may have, in bytes.
 pub const MAX_CACHE_CONFIG_BYTES: u64 = 32 * 1024 * 1024;
 
-/// The key of an image config that has the records of its own layers.
-pub const INLINE_CACHE_KEY: &str = "moby.buildkit.cache.v0";
-
 /// The annotation of a layer with the digest of its uncompressed bytes.
 pub const DIFF_ID_ANNOTATION: &str = "containerd.io/uncompressed";
 

@@ -71,6 +71,18 @@ impl Digest {
         Self { algorithm: Algorithm::Sha256, hex: to_hex(&bytes).into() }
     }
 
+    /// Returns the bytes of a sha256; `None` for other digests.
+    pub fn to_sha256(&self) -> Option<[u8; 32]> {
+        let mut bytes = [0; 32];
+        if self.hex.len() != 2 * bytes.len() {
+            return None;
+        }
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(self.hex.get(2 * at..2 * at + 2)?, 16).ok()?;
+        }
+        Some(bytes)
+    }
+
     /// Returns the algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

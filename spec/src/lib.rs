@@ -8,12 +8,14 @@
 //! - [`cache_config`] is the document of a build cache;
 //! - [`llb`] is the build graph that frontends write and the solver reads;
 //! - [`progress`] is what a build tells its caller while it runs;
+//! - [`flag`] reads truth as Go does;
 //! - [`pattern`] matches paths as `.dockerignore` does;
 //! - `wire`, with the feature `grpc`, has the gRPC services of a build daemon and its clients.
 
 pub mod cache_config;
 pub mod descriptor;
 pub mod digest;
+pub mod flag;
 pub mod image_config;
 pub mod llb;
 pub mod manifest;

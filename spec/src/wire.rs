@@ -40,6 +40,8 @@
 
 use std::fmt;
 
+use prost::Message as _;
+
 #[rustfmt::skip]
 pub mod auth;
 #[rustfmt::skip]
@@ -77,6 +79,17 @@ pub mod worker;
 
 /// The largest message that either side sends or takes.
 pub const MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// A status as a message, with its details as they are; details that cannot be read are left out.
+impl From<&tonic::Status> for rpc::Status {
+    fn from(status: &tonic::Status) -> Self {
+        Self {
+            code: status.code().into(),
+            message: status.message().to_owned(),
+            details: Self::decode(status.details()).unwrap_or_default().details,
+        }
+    }
+}
 
 // Messages with passwords in them do not show them.
 

@@ -59,8 +59,6 @@ pub struct Pruned {
 pub struct Usage {
     /// One record for each thing that can go by itself, and one for each blob of an image.
     pub records: Vec<CacheRecord>,
-    /// Bytes that `prune -a` would free.
-    pub reclaimable_bytes: u64,
 }
 
 /// What images need.
@@ -122,8 +120,6 @@ impl Store {
     pub fn usage(&self) -> Result<Usage> {
         let needed = self.needed_by_images()?;
         let mut records = self.records(&needed, None)?;
-        let reclaimable =
-            records.iter().filter(|record| !record.in_use).map(|record| record.bytes).sum();
         let blobs = self.metadata().with(|c| {
             let mut statement =
                 c.prepare_cached("SELECT digest, size, created, used FROM blob ORDER BY used")?;
@@ -148,7 +144,7 @@ impl Store {
                 shared: false,
             });
         }
-        Ok(Usage { records, reclaimable_bytes: reclaimable })
+        Ok(Usage { records })
     }
 
     /// Frees space. Images and what they need stay; so does what a process that runs now has used. Without
@@ -345,17 +341,23 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 
 /// Removes a file or folder and returns the space it took, in bytes.
 fn remove(path: &Path) -> Result<u64> {
-    let metadata = match fs::symlink_metadata(path) {
+    let bytes = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        other => other.at("read", path)?,
+        Ok(metadata) if metadata.is_dir() => disk_usage(path).at("read", path)?,
+        other => other.at("read", path)?.len(),
     };
-    if metadata.is_dir() {
-        let bytes = disk_usage(path).at("read", path)?;
-        remove_tree(path).at("remove", path)?;
-        return Ok(bytes);
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", path),
-        _ => Ok(metadata.len()),
+    delete(path).map(|()| bytes)
+}
+
+/// Removes a file or folder, if it is there.
+fn delete(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => return remove_tree(path).at("remove", path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at("remove", path),
     }
 }

@@ -168,7 +168,10 @@ impl Store {
             let first = instances(&top)?.last().map_or(first, |last| last + 1);
             self.write_info(&top, &Info { name: name.into(), first })?;
             for number in instances(&top)? {
-                self.remove_idle(&top.join(number.to_string()), i64::MAX)?;
+                let home = top.join(number.to_string());
+                if let Some(_idle) = idle(&home, i64::MAX)? {
+                    self.remove_whole(&home)?;
+                }
             }
         }
         Ok(())
@@ -226,15 +229,14 @@ impl Store {
                 for number in instances(&top)? {
                     // What nobody can have any more is never too young.
                     let cutoff = if number < first { i64::MAX } else { cutoff };
-                    if let Some(size) = self.remove_idle(&top.join(number.to_string()), cutoff)? {
-                        count += 1;
-                        bytes += size;
-                    }
+                    let home = top.join(number.to_string());
+                    let Some(_idle) = idle(&home, cutoff)? else { continue };
+                    bytes += disk_usage(&home).at("read", &home)?;
+                    count += 1;
+                    self.remove_whole(&home)?;
                 }
                 if instances(&top)?.is_empty() {
-                    let gone = self.temporary("pruned");
-                    fs::rename(&top, &gone).at("remove", &top)?;
-                    remove_tree(&gone).at("remove", &gone)?;
+                    self.remove_whole(&top)?;
                 }
             }
         }
@@ -262,29 +264,20 @@ impl Store {
         }
         let (_choosing, _) =
             self.choose(&top, &info(&top).map(|info| info.name).unwrap_or_default())?;
-        let removed = self.remove_idle(&top.join(number.to_string()), cutoff)?.is_some();
-        if removed && instances(&top)?.is_empty() {
-            let gone = self.temporary("pruned");
-            fs::rename(&top, &gone).at("remove", &top)?;
-            remove_tree(&gone).at("remove", &gone)?;
+        let home = top.join(number.to_string());
+        let Some(_idle) = idle(&home, cutoff)? else { return Ok(false) };
+        self.remove_whole(&home)?;
+        if instances(&top)?.is_empty() {
+            self.remove_whole(&top)?;
         }
-        Ok(removed)
+        Ok(true)
     }
 
-    /// Removes an instance that nobody uses and nobody has used since `cutoff`; the name's lock is held.
-    fn remove_idle(&self, home: &Path, cutoff: i64) -> Result<Option<u64>> {
-        let lock = File::open(home.join("lock")).ok();
-        if let Some(lock) = &lock
-            && (used(lock) >= cutoff
-                || !try_lock(lock, FlockOperation::NonBlockingLockExclusive).at("lock", home)?)
-        {
-            return Ok(None);
-        }
-        let size = disk_usage(home).at("read", home)?;
+    /// Removes a folder at once for everybody else.
+    fn remove_whole(&self, folder: &Path) -> Result<()> {
         let gone = self.temporary("pruned");
-        fs::rename(home, &gone).at("remove", home)?;
-        remove_tree(&gone).at("remove", &gone)?;
-        Ok(Some(size))
+        fs::rename(folder, &gone).at("remove", folder)?;
+        remove_tree(&gone).at("remove", &gone)
     }
 
     fn kept_folder(&self, kind: KeptKind) -> PathBuf {
@@ -350,6 +343,19 @@ impl Store {
     fn write_info(&self, top: &Path, info: &Info) -> Result<()> {
         self.replace_file(&top.join("info"), &serde_json::to_vec(info).unwrap_or_default())
     }
+}
+
+/// Whether nobody uses an instance and nobody has used it since `cutoff`, while the name's lock is held. What is returned then
+/// is its lock, if it has one, which keeps it idle.
+fn idle(home: &Path, cutoff: i64) -> Result<Option<Option<File>>> {
+    let lock = File::open(home.join("lock")).ok();
+    if let Some(lock) = &lock
+        && (used(lock) >= cutoff
+            || !try_lock(lock, FlockOperation::NonBlockingLockExclusive).at("lock", home)?)
+    {
+        return Ok(None);
+    }
+    Ok(Some(lock))
 }
 
 fn instances(top: &Path) -> Result<Vec<u64>> {

@@ -439,17 +439,9 @@ impl Store {
         let mut head = [0; compression::SNIFF_LEN];
         let mut file = self.open_blob(digest)?;
         let read = file.read(&mut head).context(|| format!("cannot read {digest}"))?;
-        let compression = match compression::sniff(&head[..read]) {
-            compression::Kind::Gzip => Compression::Gzip,
-            compression::Kind::Zstd => Compression::Zstd,
-            compression::Kind::Plain => Compression::Uncompressed,
-            compression::Kind::Bzip2 | compression::Kind::Xz => {
-                return Err(Error::new(
-                    ErrorKind::Invalid,
-                    "a layer in the archive is compressed by bzip2 or xz",
-                ));
-            }
-        };
+        let compression = compression::sniff(&head[..read]).of_layer().ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, "a layer in the archive is compressed by bzip2 or xz")
+        })?;
         if digest == diff_id && compression == Compression::Uncompressed {
             return Ok(compression);
         }

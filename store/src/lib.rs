@@ -78,7 +78,7 @@ const RESERVE: &str = "reserve";
 const RESERVE_BYTES: u64 = 4 << 20;
 
 /// The marker of an OCI image layout.
-const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+pub const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 impl Store {
     /// Opens the store under `root`, creating it where there is none.

@@ -19,7 +19,7 @@ use self::packer::{Packer, Unnamed};
 use self::segment::PackedSegment;
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::layer::compression::{self, Kind};
+use crate::layer::compression;
 use crate::layer::{self, DiffOptions, TarWriter};
 use crate::snapshot::{
     BlobRow, LayerId, Row, insert_layer_blob, layer_error, not_as_named, not_here, unknown,
@@ -175,13 +175,7 @@ impl Store {
         file.take(compression::SNIFF_LEN as u64)
             .read_to_end(&mut start)
             .context(|| format!("cannot read layer {}", blob.digest))?;
-        let found = match compression::sniff(&start) {
-            Kind::Plain => Some(Compression::Uncompressed),
-            Kind::Gzip => Some(Compression::Gzip),
-            Kind::Zstd => Some(Compression::Zstd),
-            Kind::Bzip2 | Kind::Xz => None,
-        };
-        if found != Some(compression) {
+        if compression::sniff(&start).of_layer() != Some(compression) {
             let what = format!(
                 "layer {} is not compressed as its media type {} says",
                 blob.digest, blob.media_type

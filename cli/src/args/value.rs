@@ -1,5 +1,6 @@
 //! Values of flags that need more than a string.
 
+use slipway_spec::flag;
 use std::collections::BTreeMap;
 
 use slipway_spec::{ImageReference, Platform};
@@ -80,11 +81,7 @@ pub(crate) fn reference(text: &str) -> Result<ImageReference, String> {
 
 /// Parses a truth value in the spellings that docker's flags accept.
 pub(crate) fn boolean(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("expected true or false".into()),
-    }
+    flag::parse(text).ok_or_else(|| "expected true or false".into())
 }
 
 #[cfg(test)]

@@ -8,12 +8,13 @@ use slipway_client::{BuildRequest, SessionServices, Typed, build};
 use slipway_engine::exporter::OutputSink;
 
 use super::load::Loading;
-use crate::args::annotation::Annotation;
+
 use crate::args::build::BuildArgs;
-use crate::client::output::{FileOutput, StdoutOutput};
+
 use crate::command::Context;
+use crate::execute;
 use crate::failure::Failure;
-use crate::output::{Dest, OutputKind, OutputSpec};
+use crate::output::{Dest, OutputKind, OutputSpec, describe};
 
 /// What is done with one output on this side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub(super) struct Outputs {
 
 impl Outputs {
     /// Completes the outputs. That they make sense was seen when the plan was made.
-    pub(super) fn resolve(args: &BuildArgs, context: &Context) -> Result<Self, Failure> {
+    pub(super) fn resolve(args: &BuildArgs) -> Result<Self, Failure> {
         let mut list = args
             .outputs
             .iter()
@@ -63,21 +64,11 @@ impl Outputs {
             if !matches!(typed.kind.as_str(), "image" | "oci" | "docker") {
                 continue;
             }
-            if !args.tags.is_empty() {
-                let names: Vec<_> = args.tags.iter().map(ToString::to_string).collect();
-                typed.attrs.insert("name".into(), names.join(","));
-            }
-            typed.attrs.extend(args.annotations.iter().flat_map(Annotation::attributes));
+            describe(&mut typed.attrs, &args.tags, &args.annotations);
         }
         let layouts = list.iter().filter(|(_, place)| matches!(place, Place::Layout(_))).count();
         if layouts > 1 {
             return Err(Failure::new("only one output can be a layout in a folder"));
-        }
-        let streams =
-            list.iter().filter(|(_, place)| *place == Place::Stream(Dest::Stdout)).count();
-        if streams > 0 && context.printer.terminals.stdout {
-            return Err(Failure::new("refusing to write an archive to the terminal")
-                .hint("redirect standard output or give dest=FILE"));
         }
         Ok(Self { keeps_nothing: args.outputs.is_empty() && list.is_empty(), list })
     }
@@ -106,12 +97,9 @@ impl Outputs {
                     request.image_layout = Some(layout);
                     None
                 }
-                Place::Stream(Dest::Stdout) => {
-                    let output = StdoutOutput(context.printer.stdout_file()?);
-                    Some(Destination::stream(Box::new(Sink(Box::new(output)))))
-                }
-                Place::Stream(Dest::Path(path)) => {
-                    Some(Destination::stream(Box::new(Sink(Box::new(FileOutput::new(&path))))))
+                Place::Stream(dest) => {
+                    let output = execute::sink(Some(&dest), context)?;
+                    Some(Destination::stream(Box::new(Sink(output))))
                 }
             };
             services.outputs.extend(destination.map(|destination| (number, destination)));
@@ -154,7 +142,6 @@ fn one(output: &OutputSpec) -> Result<(Typed, Place), Failure> {
         (OutputKind::Oci | OutputKind::Docker | OutputKind::Tar, Some(dest)) => {
             Place::Stream(dest.clone())
         }
-        (OutputKind::Oci | OutputKind::Tar, None) => Place::Stream(Dest::Stdout),
         _ => Place::Builder,
     };
     Ok((typed, place))

@@ -24,6 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub use folder::{ContentFolder, LayoutName};
 use ingest::Ingest;
 
+use super::pieces;
+
 /// The header that says which store is meant.
 const STORE_ID: &str = "buildkit-attachable-store-id";
 
@@ -131,19 +133,11 @@ impl Content for Contents {
             return Err(bad());
         }
         file.seek(std::io::SeekFrom::Start(offset)).await.map_err(unknown)?;
-        let state = (file.take(size), offset);
-        let answer = stream::try_unfold(state, |(mut file, at)| async move {
-            let mut piece = bytes::BytesMut::with_capacity(PIECE);
-            while piece.len() < PIECE {
-                let read = file.read_buf(&mut piece).await;
-                if read.map_err(|error| Status::unknown(error.to_string()))? == 0 {
-                    break;
-                }
-            }
-            let data = piece.freeze();
-            let next = at + data.len() as u64;
-            let message = ReadContentResponse { offset: i64::try_from(at).unwrap_or(0), data };
-            Ok((!message.data.is_empty()).then_some((message, (file, next))))
+        let mut next = offset;
+        let answer = pieces(file.take(size), PIECE).map_ok(move |data| {
+            let offset = i64::try_from(next).unwrap_or(0);
+            next += data.len() as u64;
+            ReadContentResponse { offset, data }
         });
         Ok(Response::new(answer.boxed()))
     }

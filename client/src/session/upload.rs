@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
-use slipway_solver::client::{ByteStream, Uploads};
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
+use slipway_solver::client::Uploads;
 use slipway_spec::wire::upload::BytesMessage;
 use slipway_spec::wire::upload::upload_server::Upload;
-use tokio::io::AsyncReadExt as _;
 use tonic::{Request, Response, Status, Streaming};
+
+use super::pieces;
 
 /// Bytes in one message.
 const PIECE: usize = 256 * 1024;
@@ -31,20 +32,7 @@ impl Upload for UploadService {
         let Some(file) = opened else {
             return Err(Status::not_found(format!("nothing is sent under {path:?}")));
         };
-        Ok(Response::new(pieces(file).boxed()))
+        let pieces = pieces(file, PIECE).map_ok(|data| BytesMessage { data });
+        Ok(Response::new(pieces.boxed()))
     }
-}
-
-fn pieces(file: ByteStream) -> impl futures::Stream<Item = Result<BytesMessage, Status>> + Send {
-    stream::try_unfold(file, |mut file| async move {
-        let mut piece = bytes::BytesMut::with_capacity(PIECE);
-        while piece.len() < PIECE {
-            let read = file.read_buf(&mut piece).await;
-            if read.map_err(|error| Status::unknown(error.to_string()))? == 0 {
-                break;
-            }
-        }
-        let data = piece.freeze();
-        Ok((!data.is_empty()).then_some((BytesMessage { data }, file)))
-    })
 }

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use async_trait::async_trait;
-use bytes::BytesMut;
-use futures::stream;
 use slipway_engine::Build;
 use slipway_engine::cache::{CacheEntry, CacheExport, CacheFolders, CachePlace, parse_exports};
 use slipway_engine::solver::client::ByteStream;
@@ -13,15 +11,10 @@ use slipway_engine::solver::graph::Edge;
 use slipway_engine::store::{Error, ErrorKind};
 use slipway_spec::wire::control::{CacheOptionsEntry, SolveRequest};
 use slipway_spec::{Descriptor, Digest};
-use tokio::io::AsyncReadExt as _;
 use tonic::Status;
 
 use crate::failure::build_status;
-use crate::session::content::ContentWrite;
-use crate::session::{Session, SessionErrorKind, SessionGroup};
-
-/// What is read of a file at once, in bytes.
-const CHUNK: usize = 1024 * 1024;
+use crate::session::{SessionErrorKind, SessionGroup};
 
 /// The caches that a build looks into and writes.
 #[derive(Clone, Debug)]
@@ -99,12 +92,8 @@ impl CacheFolders for SessionGroup {
     }
 
     async fn open(&self, folder: &str, digest: &Digest) -> Result<Option<ByteStream>, Error> {
-        let ask = move |session: Session| async move {
-            let read = session.content(store_of(folder)).read(digest, 0).await;
-            read.map(Some).or_else(crate::session::absent)
-        };
-        let found = self.find(&format!("cannot read {folder} of the client"), ask).await?;
-        Ok(found.map(|inbound| Box::new(inbound) as ByteStream))
+        let subject = format!("cannot read {folder} of the client");
+        self.open_content(&store_of(folder), &subject, digest).await
     }
 
     async fn size(&self, folder: &str, digest: &Digest) -> Result<Option<u64>, Error> {
@@ -121,18 +110,8 @@ impl CacheFolders for SessionGroup {
         let opened = tokio::fs::File::open(file).await;
         let opened =
             opened.map_err(|error| Error::io(format!("cannot read {}", file.display()), error))?;
-        let bytes = stream::try_unfold(opened, |mut file| async move {
-            let mut chunk = BytesMut::with_capacity(CHUNK);
-            let read = file.read_buf(&mut chunk).await?;
-            Ok::<_, std::io::Error>((read > 0).then(|| (chunk.freeze(), file)))
-        });
-        let write = ContentWrite {
-            name: content.digest.to_string(),
-            digest: content.digest.clone(),
-            size: content.size,
-            labels: BTreeMap::new(),
-        };
-        Ok(session.content(store_of(folder)).write(&write, bytes).await?)
+        let name = content.digest.to_string();
+        Ok(session.content(store_of(folder)).write_file(name, content, opened).await?)
     }
 
     async fn name(&self, _: &str, _: &str, _: &Descriptor, _: bool) -> Result<(), Error> {

@@ -1,12 +1,8 @@
 //! An image that the client keeps as loose content in a folder, not as an archive (`tar=false`).
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
-
-use bytes::Bytes;
-use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use slipway_engine::exporter::{self, Assembled, ImageOptions, PlatformResult};
+use slipway_engine::pipeline::kind;
 use slipway_engine::store::{Store, blocking};
 use slipway_engine::{BuildError, BuildResult, Task};
 use slipway_spec::Descriptor;
@@ -15,14 +11,11 @@ use tonic::Status;
 use super::outputs::{Target, no_session};
 use crate::failure::build_status;
 use crate::session::Session;
-use crate::session::content::ContentWrite;
 
 /// The client's store for what is exported.
 const STORE: &str = "export";
 /// Content that is on its way at once.
 const AT_ONCE: usize = 4;
-/// What is read at once, in bytes.
-const PIECE: usize = 256 * 1024;
 
 /// Makes an image and gives the client what it consists of. The client names it when the build has ended.
 pub(super) async fn export(
@@ -43,9 +36,7 @@ pub(super) async fn export(
     let task = Task::start(target.build.progress(), &format!("exporting to {form} image format"));
     let made = make(target, &session, results, multi_platform && !docker, options, &task).await;
     let made = task.end(made).map_err(|error| build_status(&error))?;
-    result.image = Some(made.target);
-    result.config = made.config;
-    result.names = options.names.iter().map(ToString::to_string).collect();
+    result.note(&made, options);
     Ok(())
 }
 
@@ -60,8 +51,7 @@ async fn make(
     let (store, epoch) = (target.build.engine().store(), target.build.epoch());
     let assembled = exporter::assemble(store, results, index, options, epoch).await?;
     task.status("exporting layers");
-    let kind = if assembled.target.media_type.is_index() { "manifest list" } else { "manifest" };
-    task.status(&format!("exporting {kind} {}", assembled.target.digest));
+    task.status(&format!("exporting {} {}", kind(&assembled.target), assembled.target.digest));
     let (of, all) = (assembled.target.clone(), store.clone());
     let closure = blocking::run(move || all.closure(&of)).await?;
     // What is borrowed for all lifetimes cannot go between threads.
@@ -83,32 +73,12 @@ async fn send(session: &Session, store: &Store, blob: &Descriptor) -> Result<(),
     let content = session.content(STORE);
     let (digest, from) = (blob.digest.clone(), store.clone());
     let file = blocking::run(move || from.open_blob(&digest)).await?;
-    let write = ContentWrite {
-        name: format!("slipway-{}-{}", crate::new_id(), blob.digest.hex()),
-        digest: blob.digest.clone(),
-        size: blob.size,
-        labels: BTreeMap::new(),
-    };
-    content.write(&write, pieces(file)).await.map_err(|error| {
+    let name = format!("slipway-{}-{}", crate::new_id(), blob.digest.hex());
+    let written = content.write_file(name, blob, file.into()).await;
+    written.map_err(|error| {
         let text = format!("cannot give the client {}", blob.digest);
         slipway_engine::store::Error::new(slipway_engine::store::ErrorKind::Io, text)
             .because(error)
             .into()
-    })
-}
-
-/// Reads a file to its end.
-fn pieces(file: File) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
-    stream::try_unfold(file, |mut file| async move {
-        let read = blocking::run(move || {
-            let mut piece = vec![0; PIECE];
-            let length = file.read(&mut piece);
-            Ok(length.map(|length| {
-                piece.truncate(length);
-                (Bytes::from(piece), file)
-            }))
-        });
-        let read = read.await.map_err(std::io::Error::other)??;
-        Ok(Some(read).filter(|(piece, _)| !piece.is_empty()))
     })
 }

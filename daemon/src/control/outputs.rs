@@ -1,5 +1,6 @@
 //! What is made of a build's result, and how it reaches the client.
 
+use slipway_spec::flag;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -165,14 +166,12 @@ fn image_options(attrs: &BTreeMap<String, String>) -> Result<ImageOptions, Statu
 }
 
 fn flag(attrs: &BTreeMap<String, String>, name: &str) -> Result<Option<bool>, Status> {
-    match attrs.get(name).map(String::as_str) {
-        None => Ok(None),
-        Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
-        Some(other) => {
-            Err(Status::invalid_argument(format!("{name}: {other:?} is neither true nor false")))
-        }
+    let Some(text) = attrs.get(name) else { return Ok(None) };
+    if text.is_empty() {
+        return Ok(Some(true));
     }
+    let wrong = || Status::invalid_argument(format!("{name}: {text:?} is neither true nor false"));
+    flag::parse(text).map(Some).ok_or_else(wrong)
 }
 
 /// What clients are told of an image, under BuildKit's names.

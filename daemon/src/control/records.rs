@@ -2,7 +2,6 @@
 
 use std::time::UNIX_EPOCH;
 
-use prost_types::Timestamp;
 use slipway_engine::store::filter::{Filter, FilterError};
 use slipway_engine::store::gc::record::FIELDS;
 use slipway_engine::store::gc::{CacheRecord, RecordKind, Rule};
@@ -13,6 +12,7 @@ use tonic::Status;
 
 use crate::collector::Collector;
 use crate::session::file_sync::CachedFolder;
+use crate::timestamp;
 
 /// The prefix of ids of kept folders of clients.
 pub(crate) const LOCAL: &str = "local/";
@@ -23,13 +23,6 @@ fn failed(error: slipway_engine::store::Error) -> Status {
 
 fn refused(error: FilterError) -> Status {
     Status::invalid_argument(error.to_string())
-}
-
-fn time(nanos: i64) -> Timestamp {
-    Timestamp {
-        seconds: nanos.div_euclid(1_000_000_000),
-        nanos: i32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
-    }
 }
 
 /// Returns what is kept of a client's folder as a record.
@@ -60,8 +53,8 @@ fn to_wire(record: CacheRecord) -> UsageRecord {
         // For clients that know of one only.
         parent: record.parents.first().cloned().unwrap_or_default(),
         parents: record.parents,
-        created_at: Some(time(record.created)),
-        last_used_at: Some(time(record.used)),
+        created_at: Some(timestamp(record.created)),
+        last_used_at: Some(timestamp(record.used)),
         description: record.description,
         record_type: record.kind.as_str().into(),
         shared: record.shared,

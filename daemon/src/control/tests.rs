@@ -5,6 +5,7 @@ mod content;
 mod frontends;
 mod history;
 mod hostile;
+mod messages;
 mod peer;
 mod usage;
 

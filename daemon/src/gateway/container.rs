@@ -12,6 +12,7 @@ use slipway_engine::solver::{
     Base, Cause, Container, ContainerMount, ContainerProcess, ContainerRequest, Left, SolveError,
 };
 use slipway_engine::store::blocking;
+use slipway_engine::store::tree;
 use slipway_engine::store::view::View;
 use slipway_spec::Platform;
 use slipway_spec::llb::pb;
@@ -283,15 +284,8 @@ fn join(part: &str, path: &str) -> Result<String, Status> {
     if !path.starts_with('/') {
         return Err(Status::invalid_argument(format!("can't make {path} relative to /")));
     }
-    let mut inside: Vec<&str> = vec![];
-    for name in path.split('/') {
-        match name {
-            "" | "." => {}
-            ".." => drop(inside.pop()),
-            name => inside.push(name),
-        }
-    }
-    Ok(format!("/{}/{}", part.trim_matches('/'), inside.join("/")))
+    let inside = tree::clean(path.as_bytes());
+    Ok(format!("/{}/{}", part.trim_matches('/'), String::from_utf8_lossy(&inside)))
 }
 
 #[cfg(test)]

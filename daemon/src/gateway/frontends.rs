@@ -26,13 +26,13 @@ use slipway_spec::wire::MESSAGE_BYTES;
 use slipway_spec::wire::gateway::llb_bridge_server::LlbBridgeServer;
 use slipway_spec::wire::health::health_server::HealthServer;
 use slipway_spec::{Digest, ImageReference, Platform};
+use slipway_transport::health::Alive;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tonic::{Code, Status};
 
 use super::service::GatewayService;
 use super::{Gateway, Outcome};
 use crate::failure::{frontend_status, solve_status, unsupported_capability};
-use crate::health::Alive;
 use crate::record::Record;
 use crate::router::Router;
 use crate::worker::WorkerInfo;
@@ -155,8 +155,8 @@ impl FrontendImages {
             .iter()
             .map(|(name, definition)| (name.clone(), definition.to_pb()))
             .collect();
-        let gateway = Gateway::new(build.clone(), record, inputs);
-        let gateway = Arc::new(gateway.with_frontends(self.clone(), depth));
+        let gateway = Gateway::new(build.clone(), record, inputs, self.clone(), depth);
+        let gateway = Arc::new(gateway);
         let env = self.environment(build, &frontend.attrs, &session)?;
         let failed = |error: &dyn std::error::Error| {
             Status::unknown(format!("the frontend {name} cannot be started: {error}"))
@@ -466,16 +466,14 @@ impl Gateway {
         attrs: BTreeMap<String, String>,
         inputs: &BTreeMap<String, pb::Definition>,
     ) -> Result<FrontendResult, Status> {
-        let Some(runner) = &self.frontends else {
-            return Err(Status::unimplemented("invalid frontend: gateway.v0"));
-        };
         if self.depth >= MAX_DEPTH {
             let message = format!("more than {MAX_DEPTH} frontends wait for each other");
             return Err(Status::resource_exhausted(message));
         }
         let frontend = frontend_image(attrs, inputs)?;
         // Boxed, since a frontend may ask for another one.
-        let answered = Box::pin(runner.answer(&self.build, frontend, self.depth + 1)).await?;
+        let answered = self.frontends.answer(&self.build, frontend, self.depth + 1);
+        let answered = Box::pin(answered).await?;
         found(&answered.gateway, answered.outcome)
     }
 }

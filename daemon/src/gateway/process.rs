@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
-use prost::Message as _;
 use slipway_engine::container::RunError;
 use slipway_engine::solver::ContainerProcess;
 use slipway_engine::solver::executor::{
@@ -328,13 +327,7 @@ fn exit_message(exit: Result<Exit, RunError>) -> ExitMessage {
         Err(RunError::Image(error)) => solve_status(&error),
         Err(error) => Status::unknown(error.to_string()),
     };
-    let error = rpc::Status::decode(status.details()).ok().filter(|error| error.code != 0);
-    let error = error.unwrap_or_else(|| rpc::Status {
-        code: status.code() as i32,
-        message: status.message().to_owned(),
-        details: vec![],
-    });
-    ExitMessage { code: UNKNOWN_EXIT, error: Some(error) }
+    ExitMessage { code: UNKNOWN_EXIT, error: Some((&status).into()) }
 }
 
 /// The number of a signal by its name, without the `SIG`, as clients write it.

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+use slipway_engine::store::content::BlobInfo;
 use slipway_spec::wire::control::{BuildHistoryRecord, BuildResultInfo, Descriptor};
 use slipway_spec::{Digest, Hasher};
 
@@ -88,14 +89,6 @@ pub(super) struct Page {
     pub(super) records: Vec<BuildHistoryRecord>,
     /// Where the next part begins; nothing at the end.
     pub(super) next: Option<Place>,
-}
-
-/// A blob that is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BlobInfo {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    pub(crate) created: i64,
 }
 
 /// Records and blobs on disk. All calls block.

@@ -18,9 +18,10 @@ use slipway_spec::{Descriptor, Digest};
 use tonic::Status;
 
 use super::book::{HistoryError, nanos};
-use super::{History, Later, OpenTrace, Shared, TRACE_WAIT, descriptor, event, log, time};
+use super::{History, Later, OpenTrace, Shared, TRACE_WAIT, descriptor, event, log};
 use crate::record::Record;
-use crate::trace::{OwnSpan, TraceContext, random};
+use crate::trace::{OwnSpan, TraceContext};
+use crate::{random, timestamp};
 
 /// The type of an error with its details, spelt as upstream spells it.
 const ERROR_TYPE: &str = "application/vnd.googeapis.google.rpc.status+proto";
@@ -49,8 +50,6 @@ struct Results {
     exported: BTreeMap<i64, Descriptor>,
     /// What the frontend and the outputs say.
     response: BTreeMap<String, String>,
-    /// Statements by the platform that they are about, with their predicate's type.
-    statements: Vec<(Option<String>, String, Vec<u8>)>,
 }
 
 impl History {
@@ -67,7 +66,7 @@ impl History {
             frontend: request.frontend.clone(),
             frontend_attrs: request.frontend_attrs.clone(),
             exporters: exporters.to_vec(),
-            created_at: Some(time(now_nanos())),
+            created_at: Some(timestamp(now_nanos())),
             ..BuildHistoryRecord::default()
         };
         self.shared.traces.begin(trace.trace);
@@ -106,12 +105,6 @@ impl Recording {
         self.change(|results| results.response.extend(response));
     }
 
-    /// Remembers a statement of how a result was made; `platform` is the name of one of several.
-    pub fn stated(&self, platform: Option<&str>, predicate_type: &str, statement: Vec<u8>) {
-        let statement = (platform.map(str::to_owned), predicate_type.to_owned(), statement);
-        self.change(|results| results.statements.push(statement));
-    }
-
     /// Ends the record. It is written down in the background.
     #[track_caller]
     pub fn finish<T>(mut self, outcome: &Result<T, Status>) {
@@ -121,7 +114,7 @@ impl Recording {
 
     fn end(&mut self, error: Option<Failure>) {
         let Some(mut record) = self.record.take() else { return };
-        record.completed_at = Some(time(now_nanos()));
+        record.completed_at = Some(timestamp(now_nanos()));
         // Everything that will be told has been told.
         self.progress.end();
         let results = {
@@ -158,9 +151,7 @@ struct Failure {
 
 impl Failure {
     fn of(status: &Status, place: &Location<'_>) -> Self {
-        let mut whole = rpc::Status::decode(status.details()).unwrap_or_default();
-        whole.code = status.code().into();
-        status.message().clone_into(&mut whole.message);
+        let mut whole = rpc::Status::from(status);
         // Clients show where in the daemon an error came from.
         let version = concat!("slipway v", env!("CARGO_PKG_VERSION"));
         let frame = json!({ "Name": "slipway_daemon::control", "File": place.file(), "Line": place.line() });
@@ -229,15 +220,6 @@ impl Completion {
         record.num_warnings = log.steps.warnings;
         record.logs = Some(descriptor(log::MEDIA_TYPE, (log.digest, log.size)));
         *vertices = log.vertices;
-        for (platform, predicate_type, statement) in &self.results.statements {
-            let mut made = descriptor(STATEMENT_TYPE, shared.book.put_blob(statement)?);
-            made.annotations.insert("in-toto.io/predicate-type".into(), predicate_type.clone());
-            let result = match platform {
-                Some(name) => record.results.entry(name.clone()).or_default(),
-                None => record.result.get_or_insert_default(),
-            };
-            result.attestations.push(made);
-        }
         for (output, made) in &self.results.exported {
             keep_documents(shared, made, more)?;
             let mut wire = descriptor(made.media_type.as_str(), (made.digest.clone(), made.size));
@@ -317,7 +299,7 @@ fn keep_documents(
         if !document.media_type.is_index() && !document.media_type.is_manifest() {
             continue;
         }
-        match shared.store.document(&document) {
+        match Document::parse(&bytes) {
             Ok(Document::Index(index)) => todo.extend(index.manifests),
             Ok(Document::Manifest(manifest)) => {
                 // What attestations say is small as well, unlike layers of files.

@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::channel::mpsc;
 use futures::{SinkExt as _, Stream, StreamExt as _, stream};
 use slipway_engine::solver::client::{ByteStream, LayoutStore};
 use slipway_engine::store::Error;
-use slipway_spec::Digest;
 use slipway_spec::wire::MESSAGE_BYTES;
 use slipway_spec::wire::content::content_client::ContentClient;
 use slipway_spec::wire::content::{
     Info, InfoRequest, ListContentRequest, ReadContentRequest, WriteAction, WriteContentRequest,
     WriteContentResponse,
 };
+use slipway_spec::{Descriptor, Digest};
+use tokio::fs::File;
+use tokio::io::AsyncReadExt as _;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
@@ -156,6 +158,27 @@ impl SessionContent {
         }
     }
 
+    /// Writes content that is in a file of this machine, as [`write`](Self::write) does. `name` is what the client calls the
+    /// write while it goes on.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn write_file(
+        &self,
+        name: String,
+        content: &Descriptor,
+        file: File,
+    ) -> Result<(), SessionError> {
+        let bytes = stream::try_unfold(file, |mut file| async move {
+            let mut chunk = BytesMut::with_capacity(CHUNK);
+            let read = file.read_buf(&mut chunk).await?;
+            Ok::<_, std::io::Error>((read > 0).then(|| (chunk.freeze(), file)))
+        });
+        let (digest, size) = (content.digest.clone(), content.size);
+        let write = ContentWrite { name, digest, size, labels: BTreeMap::new() };
+        self.write(&write, bytes).await
+    }
+
     async fn try_write(
         &self,
         write: &ContentWrite,
@@ -238,11 +261,23 @@ async fn next(
 #[async_trait]
 impl LayoutStore for SessionGroup {
     async fn open(&self, store: &str, digest: &Digest) -> Result<Option<ByteStream>, Error> {
+        let subject = format!("cannot read layout {store} of the client");
+        self.open_content(&format!("oci:{store}"), &subject, digest).await
+    }
+}
+
+impl SessionGroup {
+    /// Opens content of a store; `None` when no client has such. `subject` is for errors.
+    pub(crate) async fn open_content(
+        &self,
+        store: &str,
+        subject: &str,
+        digest: &Digest,
+    ) -> Result<Option<ByteStream>, Error> {
         let ask = move |session: Session| async move {
-            let content = session.content(format!("oci:{store}"));
-            content.read(digest, 0).await.map(Some).or_else(absent)
+            session.content(store).read(digest, 0).await.map(Some).or_else(absent)
         };
-        let found = self.find(&format!("cannot read layout {store} of the client"), ask).await?;
+        let found = self.find(subject, ask).await?;
         Ok(found.map(|inbound| Box::new(inbound) as ByteStream))
     }
 }
@@ -258,7 +293,6 @@ pub(crate) mod tests {
         ListStatusesResponse, ReadContentResponse, StatusRequest, StatusResponse, UpdateRequest,
         UpdateResponse,
     };
-    use tokio::io::AsyncReadExt as _;
     use tonic::{Response, Streaming};
 
     use super::*;

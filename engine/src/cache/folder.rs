@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use slipway_solver::client::ByteStream;
 use slipway_spec::manifest::{Document, MAX_MANIFEST_BYTES, to_bytes};
 use slipway_spec::{Descriptor, Digest, Index, MediaType};
-use slipway_store::{Error, ErrorKind, blocking};
+use slipway_store::image::ANNOTATION_REF;
+use slipway_store::{Error, ErrorKind, OCI_LAYOUT, blocking};
 
 /// Folders of the client that caches are in.
 #[async_trait]
@@ -39,48 +40,9 @@ pub trait CacheFolders: Debug + Send + Sync {
     ) -> Result<(), Error>;
 }
 
-/// A client without folders for caches.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoCacheFolders;
-
-fn none<T>(folder: &str) -> Result<T, Error> {
-    Err(Error::new(
-        ErrorKind::NotFound,
-        format!("this build was given no folder {folder:?} for caches"),
-    ))
-}
-
-#[async_trait]
-impl CacheFolders for NoCacheFolders {
-    async fn find(&self, folder: &str, _: &str) -> Result<Option<Digest>, Error> {
-        none(folder)
-    }
-
-    async fn open(&self, folder: &str, _: &Digest) -> Result<Option<ByteStream>, Error> {
-        none(folder)
-    }
-
-    async fn size(&self, folder: &str, _: &Digest) -> Result<Option<u64>, Error> {
-        none(folder)
-    }
-
-    async fn write(&self, folder: &str, _: &Descriptor, _: &Path) -> Result<(), Error> {
-        none(folder)
-    }
-
-    async fn name(&self, folder: &str, _: &str, _: &Descriptor, _: bool) -> Result<(), Error> {
-        none(folder)
-    }
-}
-
 /// Folders of this machine, by their path.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalCaches;
-
-/// The annotation of an entry of `index.json` with its name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Documents may refer to documents this deep.
 const MAX_DEPTH: usize = 4;
@@ -165,12 +127,12 @@ fn read_index(folder: &Path) -> Result<Option<Index>, Error> {
 }
 
 fn tag_of(entry: &Descriptor) -> Option<&str> {
-    entry.annotations.get(REF_NAME).map(String::as_str)
+    entry.annotations.get(ANNOTATION_REF).map(String::as_str)
 }
 
 fn name(folder: &Path, tag: &str, manifest: &Descriptor, reset: bool) -> Result<(), Error> {
     let _lock = IndexLock::take(folder)?;
-    replace(&folder.join("oci-layout"), |path| fs::write(path, LAYOUT))?;
+    replace(&folder.join("oci-layout"), |path| fs::write(path, OCI_LAYOUT))?;
     let mut index = read_index(folder)?.unwrap_or(Index {
         schema_version: 2,
         media_type: Some(MediaType::OCI_INDEX),
@@ -179,7 +141,7 @@ fn name(folder: &Path, tag: &str, manifest: &Descriptor, reset: bool) -> Result<
     });
     index.manifests.retain(|entry| tag_of(entry) != Some(tag));
     let mut entry = manifest.clone();
-    entry.annotations.insert(REF_NAME.into(), tag.into());
+    entry.annotations.insert(ANNOTATION_REF.into(), tag.into());
     index.manifests.push(entry);
     let bytes = to_bytes(&index);
     replace(&folder.join("index.json"), |path| fs::write(path, &bytes))?;

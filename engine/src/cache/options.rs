@@ -1,5 +1,6 @@
 //! What `--cache-to` and `--cache-from` say, read once into types.
 
+use slipway_spec::flag;
 use std::collections::{BTreeMap, BTreeSet};
 
 use slipway_exporter::ImageOptions;
@@ -78,12 +79,9 @@ impl CacheEntry {
     }
 
     fn flag(&self, name: &str) -> Result<Option<bool>, BuildError> {
-        match self.attrs.get(name).map(String::as_str) {
-            None => Ok(None),
-            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
-            Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
-            Some(other) => Err(self.invalid(&format!("{name}={other} is neither true nor false"))),
-        }
+        let Some(text) = self.attrs.get(name) else { return Ok(None) };
+        let wrong = || self.invalid(&format!("{name}={text} is neither true nor false"));
+        flag::parse(text).map(Some).ok_or_else(wrong)
     }
 
     fn invalid(&self, why: &str) -> BuildError {

@@ -191,15 +191,11 @@ impl NamedContext {
         let image =
             LayoutImage { reference, store: store.to_owned(), session: settings.session.clone() };
         let found = bridge.resolve_layout(&image, platform).await.map_err(self.bridge_error())?;
-        let mut attrs = BTreeMap::from([("oci.store".to_owned(), image.store.clone())]);
-        if let Some(session) = &image.session {
-            attrs.insert("oci.session".into(), session.clone());
-        }
         let options = VertexOptions {
             platform: Some(platform.clone()),
             ..self.called("OCI load from client")
         };
-        let state = State::oci_layout(&image.reference, attrs, options);
+        let state = State::oci_layout(&image.reference, image.attrs(), options);
         self.with_config(state, &found.config)
     }
 

@@ -1,11 +1,11 @@
 //! Names of git repositories: what is one, and the source it becomes.
 
+use slipway_spec::flag;
 use std::collections::BTreeMap;
 
 use slipway_spec::llb::{State, VertexOptions};
 use slipway_spec::pattern::clean_path;
 
-use super::settings::go_bool;
 use super::url::{Url, parse_query};
 
 /// A repository, and what of it is wanted.
@@ -153,7 +153,7 @@ impl GitRef {
             }
             let switch = || match value.as_str() {
                 "" => Ok(true),
-                text => go_bool(text).ok_or_else(|| format!("invalid {key} value: {text:?}")),
+                text => flag::parse(text).ok_or_else(|| format!("invalid {key} value: {text:?}")),
             };
             let switches = ["submodules", "keep-git-dir", "fetch-by-commit"];
             if value.is_empty() && !switches.contains(&key.as_str()) {

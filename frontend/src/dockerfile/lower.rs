@@ -9,6 +9,7 @@ mod run;
 mod signal;
 mod windows;
 
+use slipway_spec::flag;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -22,7 +23,6 @@ use super::instruction::{Command, Instruction};
 use super::lint::{Linter, UsedOnce};
 use super::outline::StageUses;
 use super::problem::{Problem, Result};
-use super::settings::go_bool;
 use super::stage::{Base, Plan, Stage, Step};
 
 pub(crate) use copy::http_source;
@@ -358,7 +358,7 @@ impl Builder<'_> {
             Some((_, value)) => value.as_deref(),
             None => self.plan.globals.get(name),
         };
-        value.is_some_and(|value| match go_bool(value) {
+        value.is_some_and(|value| match flag::parse(value) {
             Some(all) => all,
             None => value.split(',').any(|stage| stage == self.stage.label),
         })

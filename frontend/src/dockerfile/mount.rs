@@ -2,8 +2,8 @@
 
 use super::csv;
 use super::problem::{Problem, Result};
-use super::settings::go_bool;
 use super::suggest::{suggest, with_suggestion};
+use slipway_spec::flag;
 
 /// What is mounted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -213,7 +213,7 @@ fn invalid(key: &str, value: &str) -> Problem {
 fn switch(key: &str, value: Option<String>) -> Result<bool> {
     match value {
         None => Ok(true),
-        Some(value) => go_bool(&value).ok_or_else(|| invalid(key, &value)),
+        Some(value) => flag::parse(&value).ok_or_else(|| invalid(key, &value)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The frontend attributes, read once and checked.
 
+use slipway_spec::flag;
 use std::collections::BTreeMap;
 
 use slipway_spec::Platform;
@@ -121,7 +122,7 @@ impl Settings {
             .or(get("multi-platform"))
             .filter(|v| !v.is_empty())
         {
-            Some(text) => go_bool(text).ok_or_else(|| {
+            Some(text) => flag::parse(text).ok_or_else(|| {
                 Problem::new(format!("invalid boolean value for multi-platform: {text:?}"))
             })?,
             None => platforms.len() > 1,
@@ -193,7 +194,7 @@ impl Settings {
                 .cloned()
                 .unwrap_or_default(),
             context_subdir: attrs.get("contextsubdir").cloned(),
-            keep_git_dir: arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(go_bool),
+            keep_git_dir: arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(flag::parse),
             contexts: prefixed("context:"),
             input_metadata: prefixed("input-metadata:"),
             shared_keys: prefixed("sharedkey:localdir:"),
@@ -213,7 +214,8 @@ fn refuse_unsupported(attrs: &BTreeMap<String, String>) -> Result<()> {
             "support for \"override-copy-image\" was removed in BuildKit 0.11",
         ));
     }
-    if attrs.get("build-arg:BUILDKIT_DISABLE_FILEOP").and_then(|value| go_bool(value)) == Some(true)
+    if attrs.get("build-arg:BUILDKIT_DISABLE_FILEOP").and_then(|value| flag::parse(value))
+        == Some(true)
     {
         return Err(Problem::new(
             "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11",
@@ -377,15 +379,6 @@ pub(crate) fn is_builtin_syntax(image: &str) -> bool {
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
     let repository = name.split_once(':').map_or(name, |(repository, _)| repository);
     matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream")
-}
-
-/// Reads a boolean as Go's `strconv.ParseBool` does.
-pub(crate) fn go_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 fn proxy(build_args: &BTreeMap<String, String>) -> Option<pb::ProxyEnv> {

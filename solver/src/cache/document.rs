@@ -227,16 +227,7 @@ impl ImportedLayer {
 
 /// Reads a digest as a key; others identify nothing here.
 fn key(text: &str) -> Option<ResultKey> {
-    let digest: Digest = text.parse().ok()?;
-    let hex = digest.hex();
-    let mut key = [0; 32];
-    if hex.len() != 2 * key.len() {
-        return None;
-    }
-    for (at, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(ResultKey(key))
+    text.parse::<Digest>().ok()?.to_sha256().map(ResultKey)
 }
 
 fn parents(config: &CacheConfig) -> Result<Vec<Option<usize>>, DocumentError> {

@@ -8,6 +8,7 @@ use super::content::{LayoutStore, NoLayouts, NoUploads, Uploads};
 use super::policy::SourcePolicies;
 use super::secret::{NoSecrets, SecretProvider};
 use super::ssh::{NoAgents, SshAgents};
+use crate::error::Cause;
 use crate::source::git::GitOptions;
 
 /// What the user allowed a build beyond the usual.
@@ -17,6 +18,22 @@ pub struct Entitlements {
     pub network_host: bool,
     /// Steps without a sandbox.
     pub security_insecure: bool,
+}
+
+impl Entitlements {
+    /// Refuses what the user did not allow.
+    pub(crate) fn check(self, insecure: bool, host_network: bool) -> Result<(), Cause> {
+        for (asked, allowed, name) in [
+            (insecure, self.security_insecure, "security.insecure"),
+            (host_network, self.network_host, "network.host"),
+        ] {
+            if asked && !allowed {
+                let message = format!("{name} is not allowed; allow it with --allow {name}");
+                return Err(Cause::Invalid(message));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for Entitlements {

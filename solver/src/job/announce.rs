@@ -1,5 +1,6 @@
 //! What a build tells of its vertices: each begins and ends once, in one way.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,6 +23,25 @@ impl<'a> Announced<'a> {
         Self { progress, vertex, ended: false }
     }
 
+    /// Says that a vertex begins.
+    pub(super) fn begin(
+        progress: &'a dyn ProgressSink,
+        vertex: &'a Digest,
+        name: Arc<str>,
+    ) -> Self {
+        progress.send(ProgressEvent::Started { vertex: vertex.clone(), name });
+        Self::new(progress, vertex)
+    }
+
+    /// Says how it ended.
+    pub(super) fn finish<T, E: Display>(self, outcome: &std::result::Result<T, E>) {
+        let vertex = self.vertex.clone();
+        self.end(match outcome {
+            Ok(_) => ProgressEvent::Done { vertex },
+            Err(error) => ProgressEvent::Failed { vertex, error: error.to_string().into() },
+        });
+    }
+
     pub(super) fn end(mut self, event: ProgressEvent) {
         self.ended = true;
         self.progress.send(event);
@@ -39,11 +59,7 @@ impl Drop for Announced<'_> {
 impl Job {
     pub(super) fn start<'a>(&'a self, vertex: &'a Vertex) -> Announced<'a> {
         vertex.announced.store(true, Ordering::Relaxed);
-        self.0.progress.send(ProgressEvent::Started {
-            vertex: vertex.digest.clone(),
-            name: vertex.name.clone(),
-        });
-        Announced::new(&*self.0.progress, &vertex.digest)
+        Announced::begin(&*self.0.progress, &vertex.digest, vertex.name.clone())
     }
 
     #[expect(clippy::unused_self, reason = "the counterpart of start")]
@@ -53,20 +69,8 @@ impl Job {
         announced: Announced<'_>,
         result: Result<T>,
     ) -> Result<T> {
-        let vertex_digest = vertex.digest.clone();
-        match result {
-            Ok(value) => {
-                announced.end(ProgressEvent::Done { vertex: vertex_digest });
-                Ok(value)
-            }
-            Err(error) => {
-                announced.end(ProgressEvent::Failed {
-                    vertex: vertex_digest,
-                    error: error.to_string().into(),
-                });
-                Err(error.at(|| vertex.failed()))
-            }
-        }
+        announced.finish(&result);
+        result.map_err(|error| error.at(|| vertex.failed()))
     }
 
     /// A result from before stands for everything that led to it.

@@ -153,10 +153,7 @@ impl Job {
     fn can_be_had(&self, snapshot: &Snapshot) -> Result<bool> {
         for layer in &snapshot.layers {
             let offered = || self.0.imports.offers(*layer).is_some_and(|offers| !offers.is_empty());
-            if !lock(&self.0.remote).contains_key(layer)
-                && !offered()
-                && !self.store().obtainable(*layer)?
-            {
+            if !offered() && !self.is_at_hand(*layer)? {
                 return Ok(false);
             }
         }
@@ -231,10 +228,7 @@ impl Job {
         }
         for layer in &snapshot.layers {
             let lost = self.0.imports.offers(*layer).is_some_and(|offers| offers.is_empty());
-            if lost
-                && !lock(&self.0.remote).contains_key(layer)
-                && !self.store().obtainable(*layer)?
-            {
+            if lost && !self.is_at_hand(*layer)? {
                 return Ok(true);
             }
         }
@@ -290,10 +284,7 @@ impl Job {
         let mut seen = HashSet::new();
         for layer in &snapshot.layers {
             let Some(offers) = self.0.imports.offers(*layer) else { continue };
-            if !seen.insert(*layer)
-                || lock(&self.0.remote).contains_key(layer)
-                || self.store().obtainable(*layer)?
-            {
+            if !seen.insert(*layer) || self.is_at_hand(*layer)? {
                 continue;
             }
             let Some(Offer { cache, layer: known }) = offers.into_iter().next() else {
@@ -326,22 +317,16 @@ impl Job {
         let blobs: Vec<String> =
             missing.iter().map(|(_, known)| known.descriptor.digest.to_string()).collect();
         let id = Digest::of(format!("{name} {}", blobs.join(" ")).as_bytes());
-        self.0.progress.send(ProgressEvent::Started { vertex: id.clone(), name });
-        let announced = Announced::new(&*self.0.progress, &id);
+        let announced = Announced::begin(&*self.0.progress, &id, name);
         let fetched = join_all(
             missing
                 .iter()
                 .map(|(layer, known)| self.fetch_imported_layer(&id, &cache, *layer, known)),
         );
         let fetched = fetched.await;
-        let failed = fetched.into_iter().find_map(std::result::Result::err);
-        announced.end(match &failed {
-            None => ProgressEvent::Done { vertex: id.clone() },
-            Some(error) => {
-                ProgressEvent::Failed { vertex: id.clone(), error: error.to_string().into() }
-            }
-        });
-        let Some(error) = failed else { return Ok(()) };
+        let fetched: std::result::Result<(), Error> = fetched.into_iter().collect();
+        announced.finish(&fetched);
+        let Err(error) = fetched else { return Ok(()) };
         if error.kind() == ErrorKind::NoSpace {
             return Err(error.into());
         }
@@ -362,16 +347,7 @@ impl Job {
         known: &ImportedLayer,
     ) -> std::result::Result<(), Error> {
         let descriptor = &known.descriptor;
-        let id: Arc<str> = descriptor.digest.to_string().into();
-        let report = |current: u64, done: bool| {
-            self.0.progress.send(ProgressEvent::Status {
-                vertex: vertex.clone(),
-                id: id.clone(),
-                current,
-                total: descriptor.size,
-                done,
-            });
-        };
+        let report = self.blob_report(vertex, descriptor);
         report(0, false);
         let progress = |current: u64| report(current, false);
         cache.source().fetch(self.store(), descriptor, &progress).await?;

@@ -8,6 +8,7 @@ use slipway_spec::llb::pb;
 use slipway_store::blocking;
 use slipway_store::result::ResultKey;
 use slipway_store::tree::clean;
+use slipway_store::view::View;
 
 use super::Job;
 use super::key::{definition_key, output_key, tagged};
@@ -61,10 +62,7 @@ impl Job {
                 return Ok((own, own));
             };
             let view = self.view(edge).await?;
-            let digest = blocking::run(move || Ok(selected_digest(&selectors, &view))).await??;
-            let mut hash = tagged(b"selected");
-            hash.update(digest);
-            Ok((own, ResultKey(hash.finalize().into())))
+            Ok((own, selected_key(selectors, view).await?))
         }))
         .await?;
         let (own, content): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
@@ -102,10 +100,7 @@ impl Job {
             return Ok(None);
         };
         let view = self.local_view(&edge.vertex).await?;
-        let digest = blocking::run(move || Ok(selected_digest(&selectors, &view))).await??;
-        let mut hash = tagged(b"selected");
-        hash.update(digest);
-        Ok(Some(ResultKey(hash.finalize().into())))
+        selected_key(selectors, view).await.map(Some)
     }
 
     /// What identifies the file systems that a process is given; the folder of a cache mount is known by it.
@@ -180,7 +175,15 @@ fn content_selectors(op: &pb::ExecOp, at: usize) -> Option<Vec<String>> {
     Some(selectors).filter(|selectors| !selectors.is_empty())
 }
 
-fn selected_digest(selectors: &[String], view: &slipway_store::view::View) -> Result<[u8; 32]> {
+/// Returns the key of the parts of a file system that a process sees.
+async fn selected_key(selectors: Vec<String>, view: Arc<View>) -> Result<ResultKey> {
+    let digest = blocking::run(move || Ok(selected_digest(&selectors, &view))).await??;
+    let mut hash = tagged(b"selected");
+    hash.update(digest);
+    Ok(ResultKey(hash.finalize().into()))
+}
+
+fn selected_digest(selectors: &[String], view: &View) -> Result<[u8; 32]> {
     let mut hash = Sha256::new();
     for selector in selectors {
         let copy = pb::FileActionCopy {

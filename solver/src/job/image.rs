@@ -6,8 +6,8 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use slipway_spec::llb::pb;
 use slipway_spec::progress::ProgressEvent;
-use slipway_spec::{Digest, ImageReference, Platform};
-use slipway_store::snapshot::Snapshot;
+use slipway_spec::{Descriptor, Digest, ImageReference, Platform};
+use slipway_store::snapshot::{LayerId, Snapshot};
 use slipway_store::{blocking, transfer};
 
 use super::announce::Announced;
@@ -103,6 +103,12 @@ impl Job {
         self.provide_imported(snapshot).await
     }
 
+    /// Whether a layer is here, can be made of what is here, or a registry has it.
+    pub(super) fn is_at_hand(&self, layer: LayerId) -> Result<bool> {
+        let remote = lock(&self.0.remote).contains_key(&layer);
+        Ok(remote || self.store().obtainable(layer)?)
+    }
+
     fn missing(&self, wanted: Vec<RemoteLayer>) -> Result<Vec<RemoteLayer>> {
         let mut missing = vec![];
         for layer in wanted {
@@ -126,31 +132,14 @@ impl Job {
         let blobs: Vec<String> =
             missing.iter().map(|layer| layer.descriptor.digest.to_string()).collect();
         let id = Digest::of(format!("{name} {}", blobs.join(" ")).as_bytes());
-        self.0.progress.send(ProgressEvent::Started { vertex: id.clone(), name });
-        let announced = Announced::new(&*self.0.progress, &id);
+        let announced = Announced::begin(&*self.0.progress, &id, name);
         let fetched = try_join_all(missing.iter().map(|layer| self.fetch(&id, layer))).await;
-        announced.end(match &fetched {
-            Ok(_) => ProgressEvent::Done { vertex: id.clone() },
-            Err(error) => {
-                ProgressEvent::Failed { vertex: id.clone(), error: error.to_string().into() }
-            }
-        });
+        announced.finish(&fetched);
         fetched.map(drop)
     }
 
     async fn fetch(&self, vertex: &Digest, layer: &RemoteLayer) -> Result<()> {
-        let (total, id): (u64, Arc<str>) =
-            (layer.descriptor.size, layer.descriptor.digest.to_string().into());
-        let progress = self.0.progress.clone();
-        let report = |current: u64, done: bool| {
-            progress.send(ProgressEvent::Status {
-                vertex: vertex.clone(),
-                id: id.clone(),
-                current,
-                total,
-                done,
-            });
-        };
+        let report = self.blob_report(vertex, &layer.descriptor);
         report(0, false);
         let registry = self.0.worker.images.registry();
         transfer::fetch_blob(
@@ -164,9 +153,24 @@ impl Job {
         )
         .await?;
         let (store, layer) = (self.store().clone(), layer.clone());
+        let layer_size = layer.descriptor.size;
         blocking::run(move || store.record_layer_blob(layer.layer, &layer.descriptor, None))
             .await?;
-        report(total, true);
+        report(layer_size, true);
         Ok(())
+    }
+
+    /// Returns what tells how much of a blob is here, as part of the work on a vertex.
+    pub(super) fn blob_report(
+        &self,
+        vertex: &Digest,
+        blob: &Descriptor,
+    ) -> impl Fn(u64, bool) + Send + Sync + use<> {
+        let (progress, vertex, total) = (self.0.progress.clone(), vertex.clone(), blob.size);
+        let id: Arc<str> = blob.digest.to_string().into();
+        move |current, done| {
+            let (vertex, id) = (vertex.clone(), id.clone());
+            progress.send(ProgressEvent::Status { vertex, id, current, total, done });
+        }
     }
 }

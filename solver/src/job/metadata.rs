@@ -1,7 +1,6 @@
 //! What is known of sources, for those who decide what to build from them.
 
 use bytes::Bytes;
-use slipway_spec::progress::ProgressEvent;
 use slipway_spec::{Digest, ImageReference, Platform};
 use slipway_store::blocking;
 
@@ -29,15 +28,9 @@ impl Job {
         let subject = format!("{} {} {platform}", request.shown_as, request.source.identifier);
         let vertex = Digest::of(subject.as_bytes());
         let name = request.shown_as.as_str().into();
-        self.0.progress.send(ProgressEvent::Started { vertex: vertex.clone(), name });
-        let announced = Announced::new(&*self.0.progress, &vertex);
+        let announced = Announced::begin(&*self.0.progress, &vertex, name);
         let found = self.find_metadata(request).await;
-        announced.end(match &found {
-            Ok(_) => ProgressEvent::Done { vertex: vertex.clone() },
-            Err(error) => {
-                ProgressEvent::Failed { vertex: vertex.clone(), error: error.to_string().into() }
-            }
-        });
+        announced.finish(&found);
         found
     }
 

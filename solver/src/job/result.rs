@@ -15,7 +15,7 @@ use slipway_store::view::View;
 use super::file_key::FileReads;
 use super::key::output_key;
 use super::local::is_local;
-use super::{Job, lock, now};
+use super::{Job, now};
 use crate::deep::Deep;
 use crate::error::{Cause, Result};
 use crate::graph::Vertex;
@@ -207,7 +207,7 @@ impl Job {
                 return Ok(None);
             };
             for layer in &snapshot.layers {
-                if !lock(&self.0.remote).contains_key(layer) && !store.obtainable(*layer)? {
+                if !self.is_at_hand(*layer)? {
                     return Ok(None);
                 }
             }

@@ -54,11 +54,7 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
     }
     let limits = resource_limits(meta)?;
     let groups = control_groups(meta, vertex.resources.as_ref()).await?;
-    let mut secret_env = vec![];
-    for variable in &op.secretenv {
-        let found = mounts::secret(services, &variable.id, variable.optional).await?;
-        secret_env.extend(found.map(|secret| (variable.name.clone(), secret.expose().into())));
-    }
+    let secret_env = mounts::secret_env(services, &op.secretenv).await?;
     let sources = mounts::Sources {
         store: &worker.store,
         services,

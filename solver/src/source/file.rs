@@ -66,7 +66,7 @@ impl SingleFile {
         })?;
         let content = Content::Host {
             path: store.blob_path(&self.digest).into(),
-            digest: bytes(&self.digest),
+            digest: self.digest.to_sha256(),
         };
         let mut view = View::default();
         let base = Entry::directory(self.looks.mode, self.mtime);
@@ -79,17 +79,6 @@ impl SingleFile {
         view.put(self.name.as_bytes(), entry)?;
         Ok(Snapshot { layers: vec![store.adopt_tree(view.into_changes(), name)?] })
     }
-}
-
-/// Returns the bytes of a sha256.
-fn bytes(digest: &Digest) -> Option<[u8; 32]> {
-    let text = digest.to_string();
-    let hex = text.strip_prefix("sha256:")?;
-    let mut bytes = [0; 32];
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 /// Returns a name that is one component of a path; `fallback` where there is none.
@@ -177,7 +166,7 @@ mod tests {
             SingleFile { mtime: 1, ..file.clone() },
         ];
         assert!(others.iter().all(|other| other.key() != file.key()));
-        assert_eq!(bytes(&file.digest).unwrap().len(), 32);
+        assert_eq!(file.digest.to_sha256().unwrap().len(), 32);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use sha2::{Sha256, Sha384, Sha512};
+use slipway_spec::digest::to_hex;
 use slipway_spec::llb::pb;
 use slipway_spec::{Digest, Platform};
 use slipway_store::Store;
@@ -135,8 +136,7 @@ impl ChecksumRequest {
                 }
             }
             hash.update(suffix);
-            let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            Ok(format!("{name}:{hex}"))
+            Ok(format!("{name}:{}", to_hex(&hash.finalize())))
         }
         let path = store.blob_path(digest);
         let failed =

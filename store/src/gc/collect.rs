@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension as _, Transaction};
 use slipway_spec::Digest;
 
 use super::record::{CacheRecord, RecordKind};
-use super::{Needed, remove};
+use super::{Needed, delete};
 use crate::Store;
 use crate::error::Result;
 use crate::lease::{self, now_nanos};
@@ -95,7 +95,7 @@ impl Store {
                 self.doom_litter(&mut doomed)?;
             }
             for path in doomed {
-                remove(&path)?;
+                delete(&path)?;
             }
             for record in kept {
                 // Its lock tells who uses it, whatever else runs.

@@ -31,7 +31,6 @@ enum State<W> {
 
 enum Message<W> {
     Chunk(Vec<u8>),
-    Bytes(Bytes),
     Call(Call<W>),
 }
 
@@ -74,11 +73,7 @@ impl<W: Write + Send + 'static> Behind<W> {
 
     /// Writes bytes that need not be copied.
     pub(crate) fn put(&mut self, bytes: Bytes) -> io::Result<()> {
-        if let Some(out) = self.here(bytes.len())? {
-            return out.write_all(&bytes);
-        }
-        self.hand_over()?;
-        self.send(Message::Bytes(bytes))
+        self.call(bytes.len(), move |out| out.write_all(&bytes))
     }
 
     /// Returns the writer while there was so little work that it is done in place.
@@ -150,7 +145,6 @@ fn write_all<W: Write>(
                 // One buffer more or less is all that depends on this.
                 drop(done.try_send(chunk));
             }
-            Message::Bytes(bytes) => out.write_all(&bytes)?,
             Message::Call(call) => call(&mut out)?,
         }
     }

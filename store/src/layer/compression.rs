@@ -23,6 +23,18 @@ pub enum Kind {
     Xz,
 }
 
+impl Kind {
+    /// Returns the compression of a layer; `None` when layers have no such.
+    pub fn of_layer(self) -> Option<Compression> {
+        match self {
+            Self::Plain => Some(Compression::Uncompressed),
+            Self::Gzip => Some(Compression::Gzip),
+            Self::Zstd => Some(Compression::Zstd),
+            Self::Bzip2 | Self::Xz => None,
+        }
+    }
+}
+
 /// How many bytes [`sniff`] wants to see.
 pub const SNIFF_LEN: usize = 10;
 

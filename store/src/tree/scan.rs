@@ -149,7 +149,7 @@ impl Scan {
                 if let Some(tree) = tree.get() {
                     return Ok(tree.clone());
                 }
-                let read = Arc::new(kept.tree(*ownership == Ownership::Keep)?);
+                let read = Arc::new(kept.tree(*ownership)?);
                 Ok(tree.get_or_init(|| read).clone())
             }
         }
@@ -220,13 +220,7 @@ pub fn scan(root: &Path, filter: &mut dyn Filter, options: &ScanOptions<'_>) -> 
 /// # Errors
 /// When something cannot be read; the error names the path.
 pub fn survey(root: &Path, filter: &mut dyn Filter, ownership: Ownership) -> Result<Tree> {
-    let metadata = fs::metadata(root).at("read", root)?;
-    if !metadata.is_dir() {
-        let what = format!("{} is not a directory", root.display());
-        return Err(Error::new(ErrorKind::Invalid, what));
-    }
-    let mut listed = vec![Listed { path: vec![], stamp: Stamp::of(&metadata) }];
-    let mut found = examine(walk(root, filter, &mut listed, &Known::default())?)?;
+    let (mut found, _) = find(root, filter, &Known::default())?;
     // A thread costs as much as the attributes of about this many files.
     let threads =
         std::thread::available_parallelism().map_or(1, usize::from).min(found.len().div_ceil(1024));
@@ -291,6 +285,17 @@ fn look(
     options: &ScanOptions<'_>,
     known: &Known<'_>,
 ) -> Result<(Vec<Scanned>, Vec<Listed>)> {
+    let (mut found, listed) = find(root, filter, known)?;
+    digest_all(root, &mut found, options)?;
+    Ok((found, listed))
+}
+
+/// Finds what there is, and which directories were listed.
+fn find(
+    root: &Path,
+    filter: &mut dyn Filter,
+    known: &Known<'_>,
+) -> Result<(Vec<Scanned>, Vec<Listed>)> {
     let metadata = fs::metadata(root).at("read", root)?;
     if !metadata.is_dir() {
         return Err(Error::new(
@@ -299,8 +304,7 @@ fn look(
         ));
     }
     let mut listed = vec![Listed { path: vec![], stamp: Stamp::of(&metadata) }];
-    let mut found = examine(walk(root, filter, &mut listed, known)?)?;
-    digest_all(root, &mut found, options)?;
+    let found = examine(walk(root, filter, &mut listed, known)?)?;
     Ok((found, listed))
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use slipway_engine::frontend::dockerfile::{RemoteContext, remote_context};
+use slipway_engine::store::image::{ANNOTATION_NAME, ANNOTATION_REF};
 use slipway_spec::Digest;
 
 use crate::args::context::NamedContext;
@@ -252,7 +253,7 @@ fn layout(text: &str) -> Result<NamedPlace, String> {
 
 /// Finds the image that has a tag; without one, the only image there is.
 fn in_index(index: &serde_json::Value, tag: &str) -> Result<Digest, String> {
-    const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+    const NAMES: [&str; 2] = [ANNOTATION_NAME, ANNOTATION_REF];
     let manifests = index["manifests"].as_array().map_or(&[][..], Vec::as_slice);
     let found = NAMES
         .iter()

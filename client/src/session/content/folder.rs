@@ -11,12 +11,9 @@ use serde_json::Value;
 use slipway_spec::wire::content::Info;
 use slipway_spec::{Descriptor, Digest, ImageReference, Index, MediaType};
 use slipway_store::image::{ANNOTATION_NAME, ANNOTATION_REF};
-use slipway_store::{Error, ErrorKind};
+use slipway_store::{Error, ErrorKind, OCI_LAYOUT};
 
 use super::ingest::Ingest;
-
-/// What marks a layout.
-const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// An index that is larger is none.
 const MAX_INDEX: u64 = 16 << 20;

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FileType as NodeType, Mode, OFlags, Timespec, Timestam
 use rustix::io::Errno;
 use slipway_spec::wire::fsutil::packet::PacketType;
 use slipway_spec::wire::fsutil::{Packet, Stat};
+use slipway_store::tree::split;
 use slipway_store::{Error, ErrorKind};
 use slipway_transport::packet::{self, FileType, permissions, reason, show};
 use tokio::sync::mpsc;
@@ -126,14 +127,6 @@ struct Receiver<'a> {
 
 fn invalid(text: String) -> Error {
     Error::new(ErrorKind::Invalid, text)
-}
-
-/// Splits a path in its directory and its name.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (&[], path),
-    }
 }
 
 impl<'a> Receiver<'a> {

@@ -16,7 +16,7 @@ const OCI: Wish<'_> = Wish { attrs: &[], outputs: &[("oci", &[("tar", "true")])]
 
 async fn read(peer: &Peer, digest: &str, offset: i64, size: i64) -> Result<Vec<u8>, Status> {
     let request = ReadContentRequest { digest: digest.into(), offset, size };
-    let stream = ContentClient::new(peer.channel.clone()).read(request).await?;
+    let stream = ContentClient::new(peer.channel()).read(request).await?;
     let parts: Vec<_> = stream.into_inner().try_collect().await?;
     let mut at = offset;
     Ok(parts
@@ -42,7 +42,7 @@ async fn blobs_are_read_whole_and_in_parts() {
     let size = i64::try_from(whole.len()).unwrap();
     assert_eq!(read(&peer, digest, 3, 5).await.unwrap(), &whole[3..8]);
     assert_eq!(read(&peer, digest, size, 0).await.unwrap(), b"");
-    let mut content = ContentClient::new(peer.channel.clone());
+    let mut content = ContentClient::new(peer.channel());
     let info = content.info(InfoRequest { digest: digest.into() }).await.unwrap().into_inner();
     let info = info.info.unwrap();
     assert_eq!((info.digest.as_str(), info.size), (digest, size));
@@ -92,7 +92,7 @@ async fn what_cannot_be_read_is_an_error() {
 async fn nothing_can_be_written() {
     let rig = Rig::new();
     let peer = rig.connect().await;
-    let mut content = ContentClient::new(peer.channel.clone());
+    let mut content = ContentClient::new(peer.channel());
     let digest = Digest::of(b"x").to_string();
     let delete = content.delete(DeleteContentRequest { digest }).await.unwrap_err();
     let update = content.update(UpdateRequest::default()).await.unwrap_err();

@@ -56,7 +56,7 @@ fn about(id: &str) -> UpdateBuildHistoryRequest {
 async fn read(peer: &Peer, blob: &Descriptor) -> Vec<u8> {
     let request =
         ReadContentRequest { digest: blob.digest.clone(), ..ReadContentRequest::default() };
-    let stream = ContentClient::new(peer.channel.clone()).read(request).await.unwrap();
+    let stream = ContentClient::new(peer.channel()).read(request).await.unwrap();
     let parts: Vec<_> = stream.into_inner().try_collect().await.unwrap();
     let bytes: Vec<u8> = parts.into_iter().flat_map(|part| part.data).collect();
     assert_eq!(i64::try_from(bytes.len()), Ok(blob.size));
@@ -324,7 +324,7 @@ async fn the_trace_of_a_build_has_its_steps_and_the_spans_of_its_client() {
     let scope = [&[0x12, 18][..], &span].concat();
     let resource = [&[0x12, 20][..], &scope].concat();
     let spans = ExportTraceServiceRequest { resource_spans: vec![resource.into()] };
-    TraceServiceClient::new(peer.channel.clone()).export(spans).await.unwrap();
+    TraceServiceClient::new(peer.channel()).export(spans).await.unwrap();
     peer.give("r", Ok(result_of(&single(&made).id))).await.unwrap();
     solve.await.unwrap().unwrap();
     update(&peer, UpdateBuildHistoryRequest { finalize: true, ..about("r") }).await.unwrap();

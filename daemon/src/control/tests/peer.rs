@@ -9,8 +9,6 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use slipway_engine::{Engine, EngineOptions};
-use slipway_spec::Digest;
-use slipway_spec::llb::pb;
 use slipway_spec::wire::MESSAGE_BYTES;
 use slipway_spec::wire::content::content_server::ContentServer;
 use slipway_spec::wire::control::control_client::ControlClient;
@@ -26,10 +24,11 @@ use slipway_spec::wire::gateway::{self, PingRequest, ReturnRequest, result};
 use slipway_spec::wire::rpc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::go_sender::{self, Folder};
+use super::messages::Connection;
+pub(super) use super::messages::{definition, file_op, mkdir, mkfile, result_of, symlink, tagged};
 use crate::control::Allowed;
 use crate::fake_client::{FakeClient, FakeConnection};
 use crate::session::channel::Channel;
@@ -62,36 +61,26 @@ impl Rig {
 
     /// Connects a client.
     pub(super) async fn connect(&self) -> Peer {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let router = self.daemon.router().clone();
-        tokio::spawn(async move { router.serve(theirs, std::future::pending()).await });
-        let end = CancellationToken::new();
-        let (channel, connection) = Channel::open(ours, end.clone()).await.unwrap();
-        Peer { channel, end, connection: tokio::spawn(connection) }
+        Peer { connection: Connection::open(self.daemon.router().clone()).await }
     }
 }
 
-/// A client's connection. Dropping it is as if the client were killed.
+/// A client. Dropping it is as if it were killed.
 pub(super) struct Peer {
-    pub(super) channel: Channel,
-    end: CancellationToken,
-    connection: JoinHandle<()>,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.end.cancel();
-        self.connection.abort();
-    }
+    connection: Connection,
 }
 
 impl Peer {
+    pub(super) fn channel(&self) -> Channel {
+        self.connection.channel.clone()
+    }
+
     pub(super) fn control(&self) -> ControlClient<Channel> {
-        ControlClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
+        ControlClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
     pub(super) fn gateway(&self) -> LlbBridgeClient<Channel> {
-        LlbBridgeClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
+        LlbBridgeClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
     /// Opens a session of a client that has these folders.
@@ -123,7 +112,7 @@ impl Peer {
                 FileSendServer::new(Files { got: got.clone() }),
                 &["/moby.filesync.v1.FileSend/DiffCopy"],
             );
-        Session { connection: client.connect_over(self.channel.clone()).await.unwrap(), got }
+        Session { connection: client.connect_over(self.channel()).await.unwrap(), got }
     }
 
     /// Asks for a build and follows it.
@@ -312,13 +301,6 @@ impl FileSend for Files {
     }
 }
 
-/// Names the build that a call is about.
-pub(super) fn tagged<T>(id: &str, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("buildkit-controlapi-buildid", id.parse().unwrap());
-    request
-}
-
 pub(super) fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
@@ -343,76 +325,4 @@ pub(super) fn single(result: &gateway::Result) -> gateway::Ref {
         Some(result::Result::Ref(reference)) => reference.clone(),
         other => panic!("not one file system: {other:?}"),
     }
-}
-
-/// A result of one file system.
-pub(super) fn result_of(id: &str) -> gateway::Result {
-    let reference = gateway::Ref { id: id.to_owned(), def: None };
-    gateway::Result { result: Some(result::Result::Ref(reference)), ..gateway::Result::default() }
-}
-
-/// Joins operations, each with its inputs by position, into a definition of the last one's first output.
-pub(super) fn definition(ops: Vec<pb::Op>) -> pb::Definition {
-    let mut def: Vec<Vec<u8>> = vec![];
-    for mut op in ops {
-        for input in &mut op.inputs {
-            if let Ok(at) = input.digest.parse::<usize>() {
-                input.digest = Digest::of(&def[at]).to_string();
-            }
-        }
-        def.push(op.encode_to_vec());
-    }
-    let last = Digest::of(def.last().unwrap()).to_string();
-    let inputs = vec![pb::Input { digest: last, index: 0 }];
-    def.push(pb::Op { inputs, ..pb::Op::default() }.encode_to_vec());
-    pb::Definition { def, ..pb::Definition::default() }
-}
-
-/// An operation on files, over the operation at a position.
-pub(super) fn file_op(over: Option<usize>, actions: Vec<pb::file_action::Action>) -> pb::Op {
-    let inputs: Vec<pb::Input> =
-        over.map(|at| pb::Input { digest: at.to_string(), index: 0 }).into_iter().collect();
-    let base = i64::try_from(inputs.len()).unwrap();
-    let last = actions.len() - 1;
-    let actions = actions.into_iter().enumerate().map(|(at, action)| pb::FileAction {
-        input: match at {
-            0 if base == 0 => -1,
-            0 => 0,
-            at => base + i64::try_from(at).unwrap() - 1,
-        },
-        secondary_input: -1,
-        output: if at == last { 0 } else { -1 },
-        action: Some(action),
-    });
-    let op = pb::FileOp { actions: actions.collect() };
-    pb::Op { inputs, op: Some(pb::op::Op::File(op)), ..pb::Op::default() }
-}
-
-pub(super) fn mkfile(path: &str, data: &str) -> pb::file_action::Action {
-    pb::file_action::Action::Mkfile(pb::FileActionMkFile {
-        path: path.into(),
-        mode: 0o644,
-        data: data.into(),
-        owner: None,
-        timestamp: -1,
-    })
-}
-
-pub(super) fn mkdir(path: &str) -> pb::file_action::Action {
-    pb::file_action::Action::Mkdir(pb::FileActionMkDir {
-        path: path.into(),
-        mode: 0o755,
-        make_parents: true,
-        owner: None,
-        timestamp: -1,
-    })
-}
-
-pub(super) fn symlink(old: &str, new: &str) -> pb::file_action::Action {
-    pb::file_action::Action::Symlink(pb::FileActionSymlink {
-        oldpath: old.into(),
-        newpath: new.into(),
-        owner: None,
-        timestamp: -1,
-    })
 }

@@ -1,11 +1,11 @@
 //! What the `check` directive and `BUILDKIT_DOCKERFILE_CHECK` say: `skip=A,B;error=true;experimental=all`.
 
+use slipway_spec::flag;
 use std::collections::BTreeSet;
 
 use super::rules::Rule;
 use crate::dockerfile::go_format::quoted;
 use crate::dockerfile::problem::{Problem, Result};
-use crate::dockerfile::settings::go_bool;
 
 /// Some rules, or all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub(crate) fn parse_options(text: &str) -> Result<LintOptions> {
             "skip" => options.skip = Rules::parse(value),
             "experimental" => options.experimental = Rules::parse(value),
             "error" => {
-                options.error = go_bool(value.trim()).ok_or_else(|| {
+                options.error = flag::parse(value.trim()).ok_or_else(|| {
                     Problem::new(format!("failed to parse check option {}", quoted(part)))
                         .hint("error is true or false")
                 })?;

@@ -10,10 +10,10 @@ use slipway_store::view::View;
 use slipway_store::{Store, blocking};
 
 use super::left::Base;
-use super::mounts::{Mounts, Sources, secret};
+use super::mounts::{Mounts, Sources, secret_env};
 use crate::client::Services;
-use crate::error::{Cause, Result};
-use crate::executor::{Confidential, ExecSpec, Network};
+use crate::error::Result;
+use crate::executor::{ExecSpec, Network};
 
 /// What a container is made of.
 #[derive(Clone, Debug, Default)]
@@ -99,23 +99,9 @@ impl Container {
     /// # Errors
     /// When it may not have what it asks for, or a secret is not to be had.
     pub async fn spec(&self, process: &ContainerProcess) -> Result<ExecSpec> {
-        let entitlements = self.services.entitlements;
         let host = self.request.network == pb::NetMode::Host;
-        for (asked, allowed, name) in [
-            (process.insecure, entitlements.security_insecure, "security.insecure"),
-            (host, entitlements.network_host, "network.host"),
-        ] {
-            if asked && !allowed {
-                let message = format!("{name} is not allowed; allow it with --allow {name}");
-                return Err(Cause::Invalid(message).into());
-            }
-        }
-        let mut secret_env: Vec<(String, Confidential)> = vec![];
-        for variable in &process.secret_env {
-            let found = secret(&self.services, &variable.id, variable.optional).await?;
-            let found = found.map(|secret| (variable.name.clone(), secret.expose().into()));
-            secret_env.extend(found);
-        }
+        self.services.entitlements.check(process.insecure, host)?;
+        let secret_env = secret_env(&self.services, &process.secret_env).await?;
         let meta = &process.meta;
         let mut env = super::environment(meta);
         if process.tty && !env.iter().any(|variable| variable.starts_with("TERM=")) {

@@ -18,7 +18,7 @@ use crate::client::secret::MAX_SECRET;
 use crate::client::ssh::{AgentSocket, DEFAULT_AGENT, SocketOwner};
 use crate::client::{SecretBytes, Services};
 use crate::error::{Cause, Result};
-use crate::executor::{ExecMount, ExecMountKind, Exit, MountStub, Writable};
+use crate::executor::{Confidential, ExecMount, ExecMountKind, Exit, MountStub, Writable};
 
 /// How often a folder is asked for that another process has locked: at first, and in the end.
 const WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
@@ -416,12 +416,21 @@ async fn secret_file(mount: &pb::Mount, sources: &Sources<'_>) -> Result<Option<
     }))
 }
 
-/// Asks the client for a secret; one that may be absent is `None` then.
-pub(super) async fn secret(
+/// Asks the client for the secrets that stand in a process's environment.
+pub(super) async fn secret_env(
     services: &Services,
-    id: &str,
-    optional: bool,
-) -> Result<Option<SecretBytes>> {
+    variables: &[pb::SecretEnv],
+) -> Result<Vec<(String, Confidential)>> {
+    let mut found = vec![];
+    for variable in variables {
+        let secret = secret(services, &variable.id, variable.optional).await?;
+        found.extend(secret.map(|secret| (variable.name.clone(), secret.expose().into())));
+    }
+    Ok(found)
+}
+
+/// Asks the client for a secret; one that may be absent is `None` then.
+async fn secret(services: &Services, id: &str, optional: bool) -> Result<Option<SecretBytes>> {
     match services.secrets.secret(id).await? {
         Some(secret) if secret.expose().len() > MAX_SECRET => Err(Cause::Invalid(format!(
             "secret {id}: it has {} bytes, and at most {MAX_SECRET} are allowed",

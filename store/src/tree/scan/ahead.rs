@@ -1,7 +1,5 @@
 //! The last scan of a folder compared with it while the caller does other things.
 
-use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -26,17 +24,8 @@ pub(super) type Verified = (Kept, Vec<bool>);
 impl Ahead {
     /// Begins to compare; `None` when no scan is kept in the folder `memory`, or so little that there is nothing to gain.
     pub fn start(memory: &Path, root: &Path) -> Option<Self> {
-        let start = kept::folder(root);
-        let newest = fs::read_dir(memory).ok()?.filter_map(|entry| {
-            let entry = entry.ok()?;
-            let name = entry.file_name();
-            let rest = name.as_bytes().strip_prefix(start.as_bytes())?;
-            // Others are digests, or on their way to a place.
-            (rest.len() == kept::SELECTION && rest[0] == b'.').then_some(())?;
-            let metadata = entry.metadata().ok()?;
-            Some((metadata.modified().ok()?, metadata.len(), entry.path()))
-        });
-        let (_, size, place) = newest.max()?;
+        let kept = kept::of_folder(memory, kept::folder(root).as_bytes());
+        let (_, place, size) = kept.into_iter().max()?;
         if size < WORTH {
             return None;
         }

@@ -3,16 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::FileType;
 use sha2::{Digest as _, Sha256};
-use slipway_spec::digest::to_hex;
 
 use super::memory::Memory;
-use super::{ScanOptions, Scanned};
+use super::{ScanOptions, Scanned, kept};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lease::now_nanos;
 
@@ -21,10 +19,7 @@ pub(super) fn digest_all(
     found: &mut Vec<Scanned>,
     options: &ScanOptions<'_>,
 ) -> Result<()> {
-    let memory = options.memory.map(|folder| {
-        let name = to_hex(&Sha256::digest(root.as_os_str().as_bytes()));
-        folder.join(name)
-    });
+    let memory = options.memory.map(|folder| folder.join(kept::folder(root)));
     let remembered = memory.as_deref().map(Memory::load).unwrap_or_default();
     let mut cursor = remembered.iter();
     let mut next = cursor.next();

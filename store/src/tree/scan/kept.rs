@@ -9,24 +9,24 @@
 //! little-endian; paths end with a zero byte, so that the kernel can be asked about them in place.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, major, minor};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use slipway_spec::digest::to_hex;
 
 use super::memory::replace;
 use super::walk::Seen;
-use super::{Scanned, Stamp};
+use super::{Ownership, Scanned, Stamp, to_entry};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tree::{Content, Entry, Kind, Tree, join, split};
+use crate::tree::{Tree, join, split};
 
-const MAGIC: &[u8; 8] = b"slipscn2";
+const MAGIC: &[u8; 8] = b"slipscn3";
 const HEADER: usize = MAGIC.len() + 4 + 32;
 
 /// Kept scans of one folder, each with another selection of its files.
@@ -52,7 +52,7 @@ pub(super) fn folder(root: &Path) -> String {
 }
 
 /// How long the rest of such a name is, with the dot before it.
-pub(super) const SELECTION: usize = 17;
+const SELECTION: usize = 17;
 
 /// A scan on its way to being kept.
 pub(super) struct Draft {
@@ -125,23 +125,29 @@ impl Draft {
     }
 }
 
+/// Returns the scans of a folder with when they were kept, and their sizes in bytes. `folder` is what their names begin with.
+pub(super) fn of_folder(memory: &Path, folder: &[u8]) -> Vec<(SystemTime, PathBuf, u64)> {
+    let Ok(entries) = fs::read_dir(memory) else { return vec![] };
+    let scan = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let name = entry.file_name();
+        let rest = name.as_bytes().strip_prefix(folder)?;
+        // Others are digests, or on their way to a place.
+        (rest.len() == SELECTION && rest[0] == b'.').then_some(())?;
+        let metadata = entry.metadata().ok()?;
+        Some((metadata.modified().ok()?, entry.path(), metadata.len()))
+    };
+    entries.filter_map(scan).collect()
+}
+
 /// Selections come and go with every change of a Dockerfile: only the newest few are of use.
 fn forget_old(place: &Path) {
     let (Some(memory), Some(name)) = (place.parent(), place.file_name()) else { return };
-    let folder = name.as_bytes().split(|byte| *byte == b'.').next().unwrap_or_default().to_vec();
-    let Ok(entries) = fs::read_dir(memory) else { return };
-    let mut kept: Vec<(std::time::SystemTime, PathBuf)> = entries
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let rest = path.file_name()?.as_bytes().strip_prefix(folder.as_slice())?;
-            let ours = rest.len() == SELECTION && rest[0] == b'.';
-            let modified = fs::metadata(&path).ok()?.modified().ok()?;
-            ours.then_some((modified, path))
-        })
-        .collect();
+    let folder = name.as_bytes().split(|byte| *byte == b'.').next().unwrap_or_default();
+    let mut kept = of_folder(memory, folder);
     kept.sort();
     let surplus = kept.len().saturating_sub(PER_FOLDER);
-    for (_, path) in &kept[..surplus] {
+    for (_, path, _) in &kept[..surplus] {
         if let Err(error) = fs::remove_file(path) {
             tracing::debug!(path = %path.display(), %error, "an old scan stays behind");
         }
@@ -168,7 +174,6 @@ fn put_attributes(out: &mut Vec<u8>, scanned: &Scanned) {
     for number in [scanned.mode, scanned.uid, scanned.gid] {
         out.extend_from_slice(&number.to_le_bytes());
     }
-    out.extend_from_slice(&scanned.stamp.mtime.to_le_bytes());
     out.push(u8::try_from(scanned.xattrs.len()).expect("one attribute is ever read"));
     for (name, value) in &scanned.xattrs {
         put_bytes(out, name);
@@ -192,11 +197,11 @@ impl std::fmt::Debug for Kept {
 struct Damaged;
 
 /// The attributes that an entry has whatever it is.
+#[derive(Clone)]
 struct Attributes {
     mode: u32,
     uid: u32,
     gid: u32,
-    mtime: i64,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -270,13 +275,13 @@ impl<'a> Reader<'a> {
     }
 
     fn attributes(&mut self) -> std::result::Result<Attributes, Damaged> {
-        let (mode, uid, gid, mtime) = (self.u32()?, self.u32()?, self.u32()?, self.i64()?);
+        let (mode, uid, gid) = (self.u32()?, self.u32()?, self.u32()?);
         let [count] = self.array()?;
         let mut xattrs = BTreeMap::new();
         for _ in 0..count {
             xattrs.insert(self.bytes()?.to_vec(), self.bytes()?.to_vec());
         }
-        Ok(Attributes { mode, uid, gid, mtime, xattrs })
+        Ok(Attributes { mode, uid, gid, xattrs })
     }
 
     fn directory(&mut self) -> std::result::Result<Directory<'a>, Damaged> {
@@ -397,8 +402,8 @@ impl Kept {
     }
 
     /// Turns the scan into the tree it saw.
-    pub(super) fn tree(&self, keep_owner: bool) -> Result<Tree> {
-        self.decode(keep_owner).map_err(|Damaged| {
+    pub(super) fn tree(&self, ownership: Ownership) -> Result<Tree> {
+        self.decode(ownership).map_err(|Damaged| {
             Error::new(
                 ErrorKind::Corrupt,
                 format!("the remembered scan of {} is damaged", self.root.display()),
@@ -406,47 +411,71 @@ impl Kept {
         })
     }
 
-    fn decode(&self, keep_owner: bool) -> std::result::Result<Tree, Damaged> {
+    fn decode(&self, ownership: Ownership) -> std::result::Result<Tree, Damaged> {
         let mut entries = vec![];
         let mut reader = self.reader();
-        let owner = |a: &Attributes| if keep_owner { (a.uid, a.gid) } else { (0, 0) };
+        let mut put = |scanned| {
+            entries.push(to_entry(scanned, ownership).ok_or(Damaged)?);
+            Ok(())
+        };
         while !reader.0.is_empty() {
             let directory = reader.directory()?;
             let path = directory.path.to_bytes();
+            let host = self.root.join(OsStr::from_bytes(path));
             if let Some(attributes) = directory.attributes {
-                let (uid, gid) = owner(&attributes);
-                entries.push((
-                    path.to_vec(),
-                    Entry {
-                        kind: Kind::Directory { opaque: false },
-                        mode: attributes.mode & 0o7777,
-                        uid,
-                        gid,
-                        mtime: attributes.mtime,
-                        xattrs: attributes.xattrs,
-                        inode: None,
-                    },
-                ));
+                let (path, host) = (path.to_vec(), host.clone());
+                let seen = Seen { path, host, parent: 0, listed: None };
+                put(attributes.scanned(seen, directory.stamp))?;
             }
-            let host = self.root.join(std::ffi::OsStr::from_bytes(path));
             for _ in 0..directory.files {
-                let file = reader.file()?;
-                let (uid, gid) = owner(&file.attributes);
-                entries.push((
-                    join(path, file.name.to_bytes()),
-                    Entry {
-                        kind: kind(&file, &host)?,
-                        mode: file.attributes.mode & 0o7777,
-                        uid,
-                        gid,
-                        mtime: file.attributes.mtime,
-                        xattrs: file.attributes.xattrs,
-                        inode: (file.links > 1).then_some((file.stamp.device, file.stamp.inode)),
-                    },
-                ));
+                put(reader.file()?.scanned(path, &host, 0))?;
             }
         }
         Ok(entries.into_iter().collect())
+    }
+}
+
+impl Attributes {
+    /// Returns what is known of a directory with these attributes.
+    fn scanned(self, seen: Seen, stamp: Stamp) -> Scanned {
+        Scanned {
+            path: seen.path,
+            host: seen.host,
+            parent: seen.parent,
+            listed: seen.listed,
+            stamp,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            links: 1,
+            device: 0,
+            xattrs: self.xattrs,
+            link: None,
+            digest: None,
+        }
+    }
+}
+
+impl File<'_> {
+    /// Returns what is known of it. `folder` and `host` are where it is, `parent` the place of that in the list of directories.
+    fn scanned(self, folder: &[u8], host: &Path, parent: usize) -> Scanned {
+        let name = self.name.to_bytes();
+        let kind = FileType::from_raw_mode(self.attributes.mode);
+        Scanned {
+            path: join(folder, name),
+            host: host.join(OsStr::from_bytes(name)),
+            parent,
+            listed: None,
+            stamp: self.stamp,
+            mode: self.attributes.mode,
+            uid: self.attributes.uid,
+            gid: self.attributes.gid,
+            links: self.links,
+            device: self.device,
+            xattrs: self.attributes.xattrs,
+            link: (kind == FileType::Symlink).then(|| self.link.to_vec()),
+            digest: (kind == FileType::RegularFile).then_some(self.digest),
+        }
     }
 }
 
@@ -507,65 +536,19 @@ impl KnownDirectory<'_> {
 
     /// Returns the directory itself, if it was part of the scan.
     pub(super) fn scanned(&self, seen: Seen) -> std::result::Result<Scanned, Seen> {
-        let Some(entry) = &self.entry else { return Err(seen) };
-        Ok(Scanned {
-            path: seen.path,
-            host: seen.host,
-            parent: seen.parent,
-            listed: seen.listed,
-            stamp: self.directory.stamp,
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            links: 1,
-            device: 0,
-            xattrs: entry.xattrs.clone(),
-            link: None,
-            digest: None,
-        })
+        match self.entry.clone() {
+            Some(entry) => Ok(entry.scanned(seen, self.directory.stamp)),
+            None => Err(seen),
+        }
     }
 
     /// Returns the files in it. `host` is where the directory is, `place` its place in the list of directories.
     pub(super) fn files(&self, host: &Path, place: usize) -> impl Iterator<Item = Scanned> {
         let mut reader = self.files;
         let path = self.directory.path.to_bytes();
-        (0..self.directory.files).map_while(move |_| {
-            let file = reader.file().ok()?;
-            let name = file.name.to_bytes();
-            let kind = FileType::from_raw_mode(file.attributes.mode);
-            Some(Scanned {
-                path: join(path, name),
-                host: host.join(std::ffi::OsStr::from_bytes(name)),
-                parent: place,
-                listed: None,
-                stamp: file.stamp,
-                mode: file.attributes.mode,
-                uid: file.attributes.uid,
-                gid: file.attributes.gid,
-                links: file.links,
-                device: file.device,
-                xattrs: file.attributes.xattrs,
-                link: (kind == FileType::Symlink).then(|| file.link.to_vec()),
-                digest: (kind == FileType::RegularFile).then_some(file.digest),
-            })
-        })
+        (0..self.directory.files)
+            .map_while(move |_| Some(reader.file().ok()?.scanned(path, host, place)))
     }
-}
-
-fn kind(file: &File<'_>, folder: &Path) -> std::result::Result<Kind, Damaged> {
-    let (major, minor) = (major(file.device), minor(file.device));
-    Ok(match FileType::from_raw_mode(file.attributes.mode) {
-        FileType::RegularFile => {
-            let path = folder.join(std::ffi::OsStr::from_bytes(file.name.to_bytes()));
-            let content = Content::Host { path: Arc::from(path), digest: Some(file.digest) };
-            Kind::File { content, size: file.stamp.size }
-        }
-        FileType::Symlink => Kind::Symlink { target: file.link.to_vec() },
-        FileType::CharacterDevice => Kind::CharDevice { major, minor },
-        FileType::BlockDevice => Kind::BlockDevice { major, minor },
-        FileType::Fifo => Kind::Fifo,
-        _ => return Err(Damaged),
-    })
 }
 
 fn open_below(root: BorrowedFd<'_>, path: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -689,7 +672,7 @@ mod tests {
             assert_eq!(recalled.digest(), first.digest(), "{name}");
             let options = ScanOptions { ownership: Ownership::Keep, memory: None };
             let tree = scan(&root, &mut All, &options).unwrap();
-            assert_eq!(recalled.tree(true).unwrap(), tree, "{name}");
+            assert_eq!(recalled.tree(Ownership::Keep).unwrap(), tree, "{name}");
             assert_eq!(look(&root, memory.path()).tree().unwrap(), tree.into(), "{name}");
             change(&root);
             assert!(kept(&root).is_none(), "{name} should be seen");

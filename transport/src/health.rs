@@ -1,4 +1,4 @@
-//! Tells that the daemon is there.
+//! Tells that somebody is there.
 
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
@@ -7,7 +7,7 @@ use slipway_spec::wire::health::health_server::Health;
 use slipway_spec::wire::health::{HealthCheckRequest, HealthCheckResponse};
 use tonic::{Request, Response, Status};
 
-/// Answers as long as the daemon runs.
+/// Answers as long as it is served.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alive;
 
@@ -30,7 +30,7 @@ impl Health for Alive {
         &self,
         _: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        // It changes only with the end of the daemon, which ends the stream.
+        // It changes only with the end of the connection, which ends the stream.
         let stream = stream::once(async { Ok(serving()) }).chain(stream::pending());
         Ok(Response::new(stream.boxed()))
     }
