@@ -10,7 +10,7 @@ TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-st
 	setfattr:attr setcap:libcap2-bin git:git ssh-agent:openssh-client
 BENCH_TOOLS := $(BUILD_TOOLS) python3:python3 busybox:busybox-static unshare:util-linux
 
-.PHONY: help build frontend demo check test fmt clippy unit e2e e2e-tools bench bench-daemons fuzz codegen doc clean
+.PHONY: help build frontend demo check test fmt clippy unit e2e e2e-tools dist bench bench-daemons fuzz codegen doc clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## */\1\t/p' Makefile
@@ -56,11 +56,16 @@ e2e: e2e-tools   ## drives the real binary against real tools; needs root
 	SLIPWAY_BIN="$${SLIPWAY_BIN:-$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/slipway}" \
 		sh tests/run-tests.sh --package slipway-tests --test e2e
 
-bench: build     ## compares with what else is on PATH; see bench/README.md
+# As it is shipped.
+dist:
+	@sh tests/install-tools.sh $(BUILD_TOOLS)
+	$(CARGO) build --profile dist --locked --package slipway-cli
+
+bench: dist      ## compares with what else is on PATH; see bench/README.md
 	@sh tests/install-tools.sh $(BENCH_TOOLS)
 	python3 bench/run.py $(BENCH_ARGUMENTS)
 
-bench-daemons: build ## compares the daemon with buildkitd, if that is on PATH
+bench-daemons: dist ## compares the daemon with buildkitd, if that is on PATH
 	python3 bench/daemons.py $(BENCH_ARGUMENTS)
 
 fuzz:            ## FUZZ_TARGET=parse|expand|ignore|dockerfile for FUZZ_SECONDS; needs cargo-fuzz and a C++ compiler

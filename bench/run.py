@@ -375,7 +375,7 @@ def main():
     parser.add_argument("--files", type=int, default=50000, help="files of the largest workload")
     parser.add_argument("--tools", default="slipway,buildkit,buildah", help="which tools, of those that are there")
     parser.add_argument("--only", choices=["cached", "steps", "files", "ignore"], action="append", help="which workloads")
-    parser.add_argument("--slipway", default=f"{TARGET}/release/slipway")
+    parser.add_argument("--slipway", default=f"{TARGET}/dist/slipway")
     parser.add_argument("--work", default=f"{REPOSITORY}/.work/bench", help="where contexts and stores go")
     parser.add_argument("--markdown", help="write the tables to this file as well")
     options = parser.parse_args()
@@ -404,6 +404,9 @@ def main():
                 continue
             print(f"bench: {kind.__doc__.splitlines()[0]}", file=sys.stderr)
             workload = kind(options.work, options)
+            # Who builds has not written all of the context within the last second, and the disk is done with it.
+            os.sync()
+            time.sleep(3)
             for tool in tools:
                 workload.prepare(tool)
             for number in range(options.rounds):

@@ -3,6 +3,7 @@
 //! A blob is written to a temporary file while it is hashed, then committed: synced, renamed to its name, its folder
 //! synced, and only then given a row. A committed blob never changes.
 
+pub(crate) mod beginning;
 pub(crate) mod uncached;
 
 use std::fs::{self, File};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::OptionalExtension as _;
 use slipway_spec::{Descriptor, Digest, Hasher, MediaType};
 
+use self::beginning::Beginning;
 use self::uncached::{Source, Uncached};
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -107,25 +109,20 @@ impl ContentWriter {
 }
 
 impl ContentWriter {
-    /// Writes bytes that the hash has yet to be told of: see [`resume`](Self::resume).
-    pub(crate) fn write_unhashed(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Begins with what a blob in the store begins with, whose hash is known. Nothing may be written before.
+    pub(crate) fn begin_with(&mut self, beginning: Beginning, hasher: Hasher) -> io::Result<()> {
+        self.size = beginning.length();
+        self.hasher = hasher;
         match &mut self.file {
-            Sink::File(file) => file.write_all(bytes)?,
-            Sink::Uncached(file) => file.write_all(bytes)?,
-            Sink::Finished => return Err(finished()),
+            Sink::File(file) => beginning.write_to(file),
+            Sink::Uncached(file) => file.begin_with(beginning),
+            Sink::Finished => Err(finished()),
         }
-        self.size += bytes.len() as u64;
-        Ok(())
     }
 
     /// Returns the hash of what was written.
     pub(crate) fn hasher(&self) -> &Hasher {
         &self.hasher
-    }
-
-    /// Tells the hash of everything that was written so far.
-    pub(crate) fn resume(&mut self, hasher: Hasher) {
-        self.hasher = hasher;
     }
 }
 

@@ -3,7 +3,8 @@
 //! The bytes of a layer pass once through a short pipeline: one thread makes the tar, one hashes it for the diff id, some
 //! compress, one hashes and writes the result. Segments of the tar that some blob here already holds are copied from it: what
 //! they hold is known from the digests of the files, which need not be read. Up to the first segment that has changed they
-//! are copied without being decompressed and hashed: how far the hashes had come there was remembered.
+//! are copied, while the rest is made, without being decompressed and hashed: how far the hashes had come there was
+//! remembered.
 
 mod packer;
 mod segment;
@@ -240,11 +241,24 @@ impl Store {
     fn pack(
         &self,
         options: &BlobOptions,
-        write: impl FnOnce(&mut TarWriter<Packer>) -> Result<()>,
+        write: impl Fn(&mut TarWriter<Packer>) -> Result<()>,
     ) -> Result<Packed> {
-        let mut tar = TarWriter::with_segments(Packer::new(self, options)?, Packer::segment);
-        write(&mut tar)?;
-        tar.finish().and_then(Packer::finish).context(cannot_write)?.commit(options)
+        loop {
+            let packer = Packer::new(self, options)?;
+            let spoiled = packer.spoiled();
+            let mut tar = TarWriter::with_segments(packer, Packer::segment);
+            let packed = write(&mut tar)
+                .and_then(|()| tar.finish().and_then(Packer::finish).context(cannot_write))
+                .and_then(|unnamed| unnamed.commit(options));
+            match (packed, spoiled.get()) {
+                // Nothing more is taken from that blob, so this comes to an end.
+                (Err(error), Some(blob)) => {
+                    tracing::warn!(%blob, %error, "a damaged blob is not used any more");
+                    self.forget_segments(blob)?;
+                }
+                (packed, _) => return packed,
+            }
+        }
     }
 
     fn convert(&self, blob: &BlobRow, row: &Row, options: &BlobOptions) -> Result<Packed> {
@@ -294,23 +308,34 @@ mod tests {
 
     /// Files of some 20 KiB each, as a scan would find them.
     fn tree(folder: &Path, files: usize) -> Tree {
+        let text = |n| format!("{n} of many lines that are somewhat alike\n").repeat(500);
+        tree_of(folder, files, |n| text(n).into_bytes())
+    }
+
+    /// As [`tree`] with 600 KiB each that cannot be compressed.
+    fn large_tree(folder: &Path, files: usize) -> Tree {
+        tree_of(folder, files, |n| {
+            let mut noise = vec![0; 600 << 10];
+            blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut noise);
+            noise
+        })
+    }
+
+    fn tree_of(folder: &Path, files: usize, content: impl Fn(usize) -> Vec<u8>) -> Tree {
         let mut tree = Tree::default();
         for n in 0..files {
             let path = folder.join(n.to_string());
-            let line = format!("{n} of many lines that are somewhat alike\n");
-            let text = line.repeat(500);
+            let bytes = content(n);
             if !path.exists() {
-                std::fs::write(&path, &text).unwrap();
+                std::fs::write(&path, &bytes).unwrap();
                 std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
             }
             let mtime = crate::tree::scan::mtime(&std::fs::metadata(&path).unwrap());
-            let digest = Some(sha2::Digest::finalize(sha2::Digest::chain_update(
-                <sha2::Sha256 as sha2::Digest>::new(),
-                &text,
-            )));
-            let content = Content::Host { path: path.into(), digest: digest.map(Into::into) };
+            let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+            let digest = Some(digest.into());
+            let content = Content::Host { path: path.into(), digest };
             let entry = Entry {
-                kind: Kind::File { content, size: text.len() as u64 },
+                kind: Kind::File { content, size: bytes.len() as u64 },
                 mtime,
                 ..Entry::directory(0o644, 0)
             };
@@ -414,6 +439,35 @@ mod tests {
             pack(&Store::open(other.path()).unwrap(), changed.clone()).unwrap()
         };
         assert_eq!(pack(&store, changed).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_long_beginning_is_copied_while_the_rest_is_made() {
+        // Not in a file system in memory.
+        let work = || tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let (files, root) = (work(), work());
+        let warm = Store::open(root.path()).unwrap();
+        let mut last = pack(&warm, large_tree(files.path(), 60)).unwrap();
+        for (at, damage) in [("z", None), ("f/9", None), ("f/8", Some(4_000_001)), ("f/91", None)] {
+            if let Some(at) = damage {
+                let path = warm.blob_path(&last.descriptor.digest);
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[at] ^= 1;
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+                std::fs::write(&path, &bytes).unwrap();
+            }
+            let mut changed = large_tree(files.path(), 60);
+            let kind = Kind::File { content: Content::Inline((*b"new").into()), size: 3 };
+            changed.insert(at.as_bytes(), Entry { kind, ..Entry::directory(0o644, 0) });
+            let cold = work();
+            let expected = pack(&Store::open(cold.path()).unwrap(), changed.clone()).unwrap();
+            let before = segments(&warm);
+            let found = pack(&warm, changed).unwrap();
+            assert_eq!(found, expected, "{at}");
+            warm.verify_blob(&found.descriptor.digest).unwrap();
+            assert!(segments(&warm) >= before, "{at}");
+            last = found;
+        }
     }
 
     #[test]

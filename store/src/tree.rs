@@ -6,6 +6,7 @@
 pub mod scan;
 pub mod write;
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
 use std::ops::Bound;
@@ -169,12 +170,32 @@ struct Key(Box<[u8]>);
 
 impl Key {
     fn of(path: &[u8]) -> Self {
-        // A separator that sorts before every other byte makes the order of bytes the order of the walk.
-        Self(path.iter().map(|b| if *b == b'/' { 0 } else { *b }).collect())
+        Self(path.iter().copied().map(sorted).collect())
+    }
+
+    /// Calls with the bytes of a path's key, which need no memory of their own unless there are many.
+    fn with<T>(path: &[u8], call: impl FnOnce(&[u8]) -> T) -> T {
+        let mut short = [0; 256];
+        let Some(key) = short.get_mut(..path.len()) else { return call(&Self::of(path).0) };
+        for (to, from) in key.iter_mut().zip(path) {
+            *to = sorted(*from);
+        }
+        call(key)
     }
 
     fn path(&self) -> Vec<u8> {
         self.0.iter().map(|b| if *b == 0 { b'/' } else { *b }).collect()
+    }
+}
+
+/// A separator that sorts before every other byte makes the order of bytes the order of the walk.
+fn sorted(byte: u8) -> u8 {
+    if byte == b'/' { 0 } else { byte }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -187,12 +208,12 @@ pub struct Tree {
 impl Tree {
     /// Returns the entry at a path.
     pub fn get(&self, path: &[u8]) -> Option<&Entry> {
-        self.entries.get(&Key::of(path))
+        Key::with(path, |key| self.entries.get(key))
     }
 
     /// Returns the entry at a path for change.
     pub fn get_mut(&mut self, path: &[u8]) -> Option<&mut Entry> {
-        self.entries.get_mut(&Key::of(path))
+        Key::with(path, |key| self.entries.get_mut(key))
     }
 
     /// Puts an entry at a path, replacing what was there. What was below a replaced directory stays: see

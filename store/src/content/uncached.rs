@@ -4,21 +4,23 @@
 //! has to be found first, and the disk would begin with it only when it is synced in the end.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags};
+
+use super::beginning::{Beginning, Copying};
 
 /// Files up to this size, in bytes, go through the page cache.
 const SMALL: u64 = 16 << 20;
 /// Bytes written at once.
-const CHUNK: usize = 1 << 20;
+pub(super) const CHUNK: usize = 1 << 20;
 /// What places, lengths and memory must be multiples of; enough for every file system and disk in use.
-const ALIGNMENT: usize = 4096;
+pub(super) const ALIGNMENT: usize = 4096;
 
 /// The writer. [`finish`](Self::finish) writes what is left; one that is dropped leaves a file that is cut short.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(super) struct Uncached {
     file: File,
     written: u64,
     state: State,
+    /// What comes first, if that is copied meanwhile.
+    copying: Option<Copying>,
 }
 
 #[derive(Debug)]
@@ -68,11 +72,36 @@ impl Chunk {
 
 impl Uncached {
     pub(super) fn new(file: File) -> Self {
-        Self { file, written: 0, state: State::Cached { may_change: true } }
+        Self { file, written: 0, state: State::Cached { may_change: true }, copying: None }
+    }
+
+    /// Begins a file that is empty so far. Where that is a lot, it goes on while more is written.
+    pub(super) fn begin_with(&mut self, beginning: Beginning) -> io::Result<()> {
+        self.written = beginning.length();
+        if self.written < SMALL || direct(&self.file, true).is_err() {
+            return beginning.write_to(&mut self.file);
+        }
+        let aligned = self.written - self.written % ALIGNMENT as u64;
+        let behind = beginning.from(aligned)?;
+        let mut chunk = Chunk::new();
+        chunk.put(&behind);
+        self.state = State::Direct(chunk);
+        // In one place on the disk, and without waiting for what is written behind it.
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, aligned) {
+            Err(error) if error == rustix::io::Errno::NOSPC => return Err(error.into()),
+            // Not every file system can; each part finds its place when it is written.
+            _ => {}
+        }
+        self.file.seek(SeekFrom::Start(aligned))?;
+        self.copying = Some(Copying::start(beginning, self.file.try_clone()?, behind)?);
+        Ok(())
     }
 
     /// Writes what is left and returns the file.
     pub(super) fn finish(mut self) -> io::Result<File> {
+        if let Some(copying) = self.copying.take() {
+            copying.finish()?;
+        }
         if let State::Direct(chunk) = &self.state {
             // The end is no multiple of anything.
             direct(&self.file, false)?;
@@ -220,7 +249,7 @@ impl Source {
     }
 }
 
-fn direct(file: &File, on: bool) -> io::Result<()> {
+pub(super) fn direct(file: &File, on: bool) -> io::Result<()> {
     let mut flags = rustix::fs::fcntl_getfl(file)?;
     flags.set(OFlags::DIRECT, on);
     Ok(rustix::fs::fcntl_setfl(file, flags)?)

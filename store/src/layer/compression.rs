@@ -354,13 +354,9 @@ impl<W: Write> Encoder<W> {
     }
 
     /// Takes a member into account that the caller writes to the output itself.
-    pub(crate) fn pass(
-        &mut self,
-        member: Member,
-        write: impl FnOnce(&mut W) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub(crate) fn pass(&mut self, member: Member) -> io::Result<()> {
         match &mut self.inner {
-            Inner::Gzip(encoder) => encoder.pass(member, write),
+            Inner::Gzip(encoder) => encoder.pass(member),
             Inner::Plain(_) | Inner::Zstd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }

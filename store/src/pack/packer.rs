@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use slipway_spec::{Digest, Hasher};
@@ -10,6 +11,7 @@ use super::segment::{Hashes, KnownSegment, PackedSegment};
 use super::{BlobOptions, cannot_write};
 use crate::Store;
 use crate::content::ContentWriter;
+use crate::content::beginning::{Beginning, Origin, Piece};
 use crate::content::uncached::Source;
 use crate::error::{IoContext as _, Result};
 use crate::layer::behind::Behind;
@@ -22,7 +24,7 @@ pub(super) struct Packer {
     store: Store,
     level: Option<i32>,
     /// The blob that a segment was last found in.
-    source: Option<(Digest, Source)>,
+    source: Option<(Digest, Arc<Source>)>,
     flow: Flow,
 }
 
@@ -46,8 +48,19 @@ struct Flow {
     waiting: Option<usize>,
     /// The segments whose beginnings both hashes took note of, in order.
     marked: Vec<usize>,
-    /// Set while everything so far is the beginning of one blob.
-    prefix: Option<Prefix>,
+    start: Start,
+    /// A blob that is not what was written, once a prefix of it was found to be wrong.
+    spoiled: Arc<OnceLock<Digest>>,
+}
+
+/// What the blob begins with.
+enum Start {
+    /// Nothing came yet.
+    Empty,
+    /// Everything so far is the beginning of one blob.
+    Prefix(Box<Prefix>),
+    /// That has ended.
+    Over,
 }
 
 /// A segment that was begun.
@@ -59,13 +72,14 @@ struct Begun {
     after: Option<Hashes>,
 }
 
-/// The beginning of a blob, copied without being looked into.
-#[derive(Default)]
+/// The beginning of a blob, which will be copied without being looked into.
 struct Prefix {
-    blob: Option<Digest>,
+    blob: Digest,
+    source: Arc<Source>,
+    pieces: Vec<Piece>,
     length: u64,
     /// How far the hashes have come there.
-    hashes: Option<Hashes>,
+    hashes: Hashes,
 }
 
 /// Members of a segment that are held in memory while the segment is checked.
@@ -87,7 +101,8 @@ impl Packer {
             firsts: VecDeque::new(),
             waiting: None,
             marked: vec![],
-            prefix: Some(Prefix::default()),
+            start: Start::Empty,
+            spoiled: Arc::default(),
         };
         Ok(Self { store: store.clone(), level: options.level, source: None, flow })
     }
@@ -125,9 +140,12 @@ impl Packer {
         if self.source.as_ref().is_none_or(|(digest, _)| *digest != known.blob) {
             // A blob that is gone is no error: what it held is written anew.
             let Ok(source) = self.store.blob_source(&known.blob) else { return Ok(false) };
-            self.source = Some((known.blob.clone(), source));
+            self.source = Some((known.blob.clone(), Arc::new(source)));
         }
         let Some((digest, source)) = &self.source else { return Ok(false) };
+        if self.flow.follow(at, known, source)? {
+            return Ok(true);
+        }
         let read = |offset: u64, member: &Member| {
             let bytes = source.read(offset, member.length).ok()?;
             (libdeflater::crc32(&bytes) == member.sum).then_some(bytes)
@@ -148,26 +166,21 @@ impl Packer {
         let mut held = members.into_iter();
         let mut offset = known.offset;
         let mut first = Some(at);
-        let after = self.flow.follow(known);
-        if after.is_none() {
-            self.flow.end_prefix()?;
-        }
+        self.flow.end_prefix()?;
         for member in &known.members {
             let bytes = held.next().or_else(|| read(offset, member));
             let bytes =
                 bytes.ok_or_else(|| io::Error::other("content changed while it was read"))?;
             offset += member.length as u64;
-            match &after {
-                Some(_) => self.flow.pass(*member, bytes)?,
-                None => self.flow.expand(first.take(), bytes, member.size)?,
-            }
-        }
-        if let Some(after) = after {
-            let blob = Some(known.blob.clone());
-            self.flow.segments[at].after = Some(after.clone());
-            self.flow.prefix = Some(Prefix { blob, length: offset, hashes: Some(after) });
+            self.flow.expand(first.take(), bytes, member.size)?;
         }
         Ok(true)
+    }
+
+    /// Returns where a blob is noted whose beginning was taken and turned out not to be what was written. What was made of
+    /// it is of no use, and has failed or will.
+    pub(super) fn spoiled(&self) -> Arc<OnceLock<Digest>> {
+        self.flow.spoiled.clone()
     }
 
     pub(super) fn finish(self) -> io::Result<Unnamed> {
@@ -186,27 +199,51 @@ impl Write for Packer {
 }
 
 impl Flow {
-    /// Whether a segment continues the blob that everything so far is the beginning of; returns how far the hashes have
-    /// come at the segment's end.
-    fn follow(&self, known: &KnownSegment) -> Option<Hashes> {
-        let prefix = self.prefix.as_ref()?;
-        let same = prefix.blob.as_ref().is_none_or(|blob| *blob == known.blob);
-        known.after.clone().filter(|_| same && prefix.length == known.offset)
+    /// Takes note of a segment that continues the blob that everything so far is the beginning of; returns whether it does.
+    fn follow(
+        &mut self,
+        at: usize,
+        known: &KnownSegment,
+        source: &Arc<Source>,
+    ) -> io::Result<bool> {
+        let Some(after) = &known.after else { return Ok(false) };
+        match &self.start {
+            Start::Empty if known.offset == 0 => {
+                self.start = Start::Prefix(Box::new(Prefix {
+                    blob: known.blob.clone(),
+                    source: source.clone(),
+                    pieces: vec![],
+                    length: 0,
+                    hashes: after.clone(),
+                }));
+            }
+            Start::Prefix(p) if p.blob == known.blob && p.length == known.offset => {}
+            _ => return Ok(false),
+        }
+        let Start::Prefix(prefix) = &mut self.start else { return Ok(false) };
+        for member in &known.members {
+            self.encoder.pass(*member)?;
+            prefix.pieces.push(Piece { length: member.length, sum: member.sum });
+            prefix.length += member.length as u64;
+        }
+        prefix.hashes = after.clone();
+        self.segments[at].after = Some(after.clone());
+        Ok(true)
     }
 
-    /// Begins to look at what is written, where there was no need so far.
+    /// Has the beginning copied, if there is one, and looks at what follows.
     fn end_prefix(&mut self) -> io::Result<()> {
-        let Some(Prefix { hashes: Some(hashes), .. }) = self.prefix.take() else { return Ok(()) };
-        let Hashes { diff_id, blob } = hashes;
+        let start = std::mem::replace(&mut self.start, Start::Over);
+        let Start::Prefix(prefix) = start else { return Ok(()) };
+        let Prefix { blob: digest, source, pieces, hashes, .. } = *prefix;
         self.diff_id.call(0, move |hashed| {
-            hashed.hasher = diff_id;
+            hashed.hasher = hashes.diff_id;
             Ok(())
         })?;
+        let origin = Origin { digest, source, spoiled: self.spoiled.clone() };
+        let beginning = Beginning::new(origin, pieces);
         self.encoder.output(move |out| {
-            out.call(0, move |output| {
-                output.writer.resume(blob);
-                Ok(())
-            })
+            out.call(0, move |output| output.writer.begin_with(beginning, hashes.blob))
         })
     }
 
@@ -222,13 +259,6 @@ impl Flow {
                 output.marks.push(output.writer.hasher().clone());
                 Ok(())
             })
-        })
-    }
-
-    /// Writes a member of the prefix as it is.
-    fn pass(&mut self, member: Member, bytes: Bytes) -> io::Result<()> {
-        self.encoder.pass(member, |out| {
-            out.call(member.length, move |output| output.writer.write_unhashed(&bytes))
         })
     }
 

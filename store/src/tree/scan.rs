@@ -199,7 +199,7 @@ pub fn scan_ahead(
     let known = known.as_ref().and_then(|(kept, same)| kept.known(same)).unwrap_or_default();
     let began = now_nanos();
     let (found, listed) = look(root, filter, options, &known)?;
-    let draft = place.and_then(|place| Draft::new(place, began, &listed, &found));
+    let draft = place.map(|place| Draft::new(place, began, &listed, &found));
     let scan = Scan::of(to_tree(found, options.ownership))?;
     if let Some(draft) = draft {
         draft.save(&scan.digest);

@@ -114,14 +114,9 @@ impl<W: Write> Encoder<W> {
     }
 
     /// Takes a member into account that the caller writes.
-    pub(super) fn pass(
-        &mut self,
-        member: Member,
-        write: impl FnOnce(&mut W) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub(super) fn pass(&mut self, member: Member) -> io::Result<()> {
         self.settle()?;
         self.begun += 1;
-        write(&mut self.out)?;
         self.members.push(member);
         Ok(())
     }

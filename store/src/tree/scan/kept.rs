@@ -2,8 +2,8 @@
 //!
 //! A directory whose device, inode and times are what they were holds the same names; a file with the same stamp holds the
 //! same bytes. So a kept scan is valid when all its stamps are, and a scan that is valid need not be turned into a
-//! [`Tree`] until somebody wants to see it: its digest was kept with it. One that saw a time too close to the present is
-//! not kept, because the next change might leave no trace in the times.
+//! [`Tree`] until somebody wants to see it: its digest was kept with it. Where a time was too close to the present, the next
+//! change might leave no trace: such directories are looked at again, as those are that have changed.
 //!
 //! The file: the magic, its checksum, the tree's digest, then each directory with the files in it. Numbers are
 //! little-endian; paths end with a zero byte, so that the kernel can be asked about them in place.
@@ -41,6 +41,9 @@ pub(super) struct Listed {
     pub(super) stamp: Stamp,
 }
 
+/// The stamp of nothing that exists.
+const UNSETTLED: Stamp = Stamp { device: u64::MAX, inode: 0, size: 0, mtime: 0, ctime: 0 };
+
 /// Where the scan of a folder with a selection is kept.
 pub(super) fn place(memory: &Path, root: &Path, selection: &[u8; 32]) -> PathBuf {
     memory.join(format!("{}.{}", folder(root), to_hex(&selection[..8])))
@@ -61,19 +64,9 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Writes down what a scan saw; `None` unless all of it has settled. `began` is when the scan did.
-    pub(super) fn new(
-        place: PathBuf,
-        began: i64,
-        listed: &[Listed],
-        found: &[Scanned],
-    ) -> Option<Self> {
-        let directory = |scanned: &Scanned| scanned.file_type() == FileType::Directory;
-        if !listed.iter().all(|directory| directory.stamp.is_settled(began))
-            || !found.iter().all(|scanned| directory(scanned) || scanned.stamp.is_settled(began))
-        {
-            return None;
-        }
+    /// Writes down what a scan saw that began at `began`. Directories that have not settled, or hold a file that has not, are
+    /// written down as if they had changed since.
+    pub(super) fn new(place: PathBuf, began: i64, listed: &[Listed], found: &[Scanned]) -> Self {
         let mut files: Vec<Vec<&Scanned>> = listed.iter().map(|_| vec![]).collect();
         let mut entries: Vec<Option<&Scanned>> = listed.iter().map(|_| None).collect();
         for scanned in found {
@@ -86,9 +79,11 @@ impl Draft {
         }
         let mut out = vec![0; HEADER];
         for ((directory, entry), files) in listed.iter().zip(entries).zip(files) {
+            let settled = directory.stamp.is_settled(began)
+                && files.iter().all(|file| file.stamp.is_settled(began));
             out.extend_from_slice(&directory.path);
             out.push(0);
-            put_stamp(&mut out, &directory.stamp);
+            put_stamp(&mut out, if settled { &directory.stamp } else { &UNSETTLED });
             out.push(entry.is_some().into());
             if let Some(entry) = entry {
                 put_attributes(&mut out, entry);
@@ -110,7 +105,7 @@ impl Draft {
             let bytes = (out.len() - length - 4) as u32;
             out[length..length + 4].copy_from_slice(&bytes.to_le_bytes());
         }
-        Some(Self { place, bytes: out })
+        Self { place, bytes: out }
     }
 
     /// Keeps it, with the digest of the tree.
@@ -599,6 +594,13 @@ mod tests {
         scan_or_recall(root, &mut All, &options).unwrap()
     }
 
+    fn load(root: &Path, memory: &Path) -> Option<Kept> {
+        let mut hash = Sha256::new();
+        hash.update([7; 32]);
+        hash.update([1]);
+        Kept::load(&place(memory, root, &hash.finalize().into()), root)
+    }
+
     fn fill(root: &Path) {
         fs::create_dir_all(root.join("d/e")).unwrap();
         fs::create_dir(root.join("empty")).unwrap();
@@ -657,10 +659,7 @@ mod tests {
         let young = place_of(changes[0].0);
         look(&young, memory.path());
         let kept = |root: &Path| {
-            let mut hash = Sha256::new();
-            hash.update([7; 32]);
-            hash.update([1]);
-            let kept = Kept::load(&place(memory.path(), root, &hash.finalize().into()), root)?;
+            let kept = load(root, memory.path())?;
             kept.verify()?.iter().all(|same| *same).then_some(kept)
         };
         assert!(kept(&young).is_none(), "what changed a moment ago is not trusted");
@@ -679,6 +678,26 @@ mod tests {
             // What has not changed is not looked at again, which must not show.
             let tree = scan(&root, &mut All, &options).unwrap();
             assert_eq!(look(&root, memory.path()).tree().unwrap(), tree.into(), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_changed_a_moment_ago_is_looked_at_again() {
+        let (context, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = context.path();
+        fill(root);
+        std::thread::sleep(Duration::from_millis(2200));
+        fs::write(root.join("d/e/7"), "x").unwrap();
+        look(root, memory.path());
+        let same = load(root, memory.path()).unwrap().verify().unwrap();
+        assert_eq!(same.iter().filter(|same| !**same).count(), 1, "d/e is young: {same:?}");
+        assert_eq!(same.len(), 4);
+        // The times of the next change may be those of this one.
+        let options = ScanOptions { ownership: Ownership::Keep, memory: None };
+        for content in ["y", "z"] {
+            fs::write(root.join("d/e/7"), content).unwrap();
+            let tree = scan(root, &mut All, &options).unwrap();
+            assert_eq!(look(root, memory.path()).tree().unwrap(), tree.into());
         }
     }
 
@@ -713,7 +732,7 @@ mod tests {
         let (found, listed) =
             super::super::look(context.path(), &mut All, &options, &known).unwrap();
         let at = memory.path().join(format!("{}.{}", "0".repeat(64), "0".repeat(16)));
-        Draft::new(at.clone(), i64::MAX, &listed, &found).unwrap().save(&[3; 32]);
+        Draft::new(at.clone(), i64::MAX, &listed, &found).save(&[3; 32]);
         assert_eq!(Kept::load(&at, context.path()).unwrap().digest(), [3; 32]);
         let bytes = fs::read(&at).unwrap();
         for length in (0..bytes.len()).step_by(11) {
