@@ -7,11 +7,12 @@ pub(crate) mod secrets;
 pub(crate) mod ssh;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use slipway_daemon::gateway::frontends::FrontendImages;
 use slipway_daemon::worker::WorkerInfo;
+use slipway_engine::solver::device::{DeviceOptions, Devices};
 use slipway_engine::store::registry::docker_config::DockerConfig;
 use slipway_engine::store::registry::{Anonymous, Credentials};
 use slipway_engine::{Engine, EngineOptions};
@@ -24,21 +25,34 @@ use crate::failure::Failure;
 /// # Errors
 /// When the folder cannot be used or a configuration file is malformed.
 pub(crate) fn open_engine(context: &Context) -> Result<Engine, Failure> {
+    open(Devices::none(), context)
+}
+
+fn open(devices: Devices, context: &Context) -> Result<Engine, Failure> {
     let settings = &context.settings;
     let mut options = EngineOptions::new(&settings.root);
     options.registries = certificates::hosts(&settings.certs_dir)?;
     options.credentials = credentials(settings.docker_config_dir.as_deref())?;
+    options.devices = devices;
     Engine::open(options).map_err(|error| {
         Failure::of(&error).hint("choose another state folder with --root DIR or SLIPWAY_ROOT")
     })
 }
 
-/// Opens the engine for building, where a Dockerfile may ask for a frontend that is an image.
+/// Opens the engine for building, where a Dockerfile may ask for a frontend that is an image, and for devices that
+/// files in these folders describe, or in the usual ones if there are none.
 ///
 /// # Errors
 /// As [`open_engine`].
-pub(crate) fn open_builder(context: &Context) -> Result<Engine, Failure> {
-    let engine = open_engine(context)?;
+pub(crate) fn open_builder(
+    device_folders: &[PathBuf],
+    context: &Context,
+) -> Result<Engine, Failure> {
+    let mut devices = DeviceOptions::default();
+    if !device_folders.is_empty() {
+        devices.folders = device_folders.to_vec();
+    }
+    let engine = open(Devices::new(devices), context)?;
     let worker = WorkerInfo::open(engine.store().root(), BTreeMap::new())
         .map_err(|error| Failure::new(format!("cannot write the state folder: {error}")))?;
     Ok(engine.with_frontends(Arc::new(FrontendImages::new(worker))))

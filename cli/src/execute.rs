@@ -134,7 +134,7 @@ fn build(args: &BuildArgs, context: &Context) -> Result<u8, Failure> {
         .folder()
         .and_then(|folder| look_ahead(&context.settings.root, &std::path::absolute(folder).ok()?));
     command::build::prepare(&plan)?;
-    let engine = open_builder(context)?;
+    let engine = open_builder(&plan.steps.device_folders, context)?;
     let display = context.display(plan.progress, "Building");
     let sink = display.sink();
     let result = with_display(display, async {
@@ -228,8 +228,17 @@ pub(crate) fn inputs(plan: &BuildPlan, context: &Context) -> Result<BuildRequest
     attrs.extend(plan.steps.attrs.iter().map(|(name, value)| (name.clone(), value.clone())));
     request.services.secrets = Arc::new(Secrets::new(&plan.steps.secrets, &context.environment)?);
     request.services.ssh = Arc::new(Agents::new(&plan.steps.ssh, &context.environment)?);
-    request.services.entitlements.security_insecure =
-        plan.steps.allow.contains(&Allow::SecurityInsecure);
+    let entitlements = &mut request.services.entitlements;
+    for allow in &plan.steps.allow {
+        match allow {
+            // Steps have it anyway.
+            Allow::NetworkHost => {}
+            Allow::SecurityInsecure => entitlements.security_insecure = true,
+            Allow::Device(device) => {
+                entitlements.devices.add(device).map_err(Failure::new)?;
+            }
+        }
+    }
     request.services.policies.rules.extend(plan.source_policy.clone());
     Ok(request)
 }

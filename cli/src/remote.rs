@@ -116,10 +116,9 @@ pub(crate) fn build(
     let imports = entries(std::mem::take(&mut args.cache_from));
     let exports = entries(std::mem::take(&mut args.cache_to));
     let plan = command::build::plan(&args, context)?;
-    if plan.source_policy.is_some() {
-        // Building without it would allow what it denies.
-        return Err(Failure::new("a source policy is not supported yet where a daemon builds")
-            .hint("unset EXPERIMENTAL_BUILDKIT_SOURCE_POLICY, or build without --builder"));
+    if !plan.steps.device_folders.is_empty() {
+        return Err(Failure::new("--cdi-spec-dir has no effect where a daemon builds")
+            .hint("give it to the daemon"));
     }
     let outputs = if plan.call.is_some() { Outputs::default() } else { Outputs::resolve(&args)? };
     let mut inputs = execute::inputs(&plan, context)?;
@@ -127,7 +126,8 @@ pub(crate) fn build(
     command::build::prepare(&plan)?;
     let mut request = BuildRequest {
         attrs: inputs.attrs.clone(),
-        entitlements: plan.steps.allow.iter().map(|allow| entitlement(*allow).into()).collect(),
+        entitlements: plan.steps.allow.iter().map(entitlement).collect(),
+        source_policy: plan.source_policy.clone(),
         shared_key: shared_key(&inputs),
         ..BuildRequest::default()
     };
@@ -162,10 +162,12 @@ fn entries(lists: Vec<CacheList>) -> Vec<CacheEntry> {
     lists.into_iter().flat_map(|list| list.0).collect()
 }
 
-fn entitlement(allow: Allow) -> &'static str {
+fn entitlement(allow: &Allow) -> String {
     match allow {
-        Allow::NetworkHost => "network.host",
-        Allow::SecurityInsecure => "security.insecure",
+        Allow::NetworkHost => "network.host".into(),
+        Allow::SecurityInsecure => "security.insecure".into(),
+        Allow::Device(device) if device.is_empty() => "device".into(),
+        Allow::Device(device) => format!("device={device}"),
     }
 }
 
@@ -309,11 +311,17 @@ fn metadata(plan: &BuildPlan, result: BuildResult) -> Result<BuildMetadata, Fail
 
 fn failure(error: ClientError) -> Failure {
     let Some(remote) = error.failure() else {
-        let shown = Failure::new(error.to_string());
+        let text = error.to_string();
+        // A daemon that misses a certificate says so to its own log, and hangs up.
+        let hint = if text.contains("tcp://") {
+            "see that the builder runs, that its address is right, and which certificates it wants: \
+             --tlscacert, --tlscert, --tlskey"
+        } else {
+            "see that the builder runs, and that its address is right"
+        };
+        let shown = Failure::new(text);
         return match error.kind() {
-            ClientErrorKind::Connect => {
-                shown.hint("see that the builder runs, and that its address is right")
-            }
+            ClientErrorKind::Connect => shown.hint(hint),
             _ => shown,
         };
     };

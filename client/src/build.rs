@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use serde_json::json;
+use slipway_solver::policy::Policy;
 use slipway_spec::Descriptor;
 use slipway_spec::progress::ProgressSink;
 use slipway_spec::wire::control::{
@@ -24,6 +25,7 @@ use tonic::{Code, Request, Status};
 use crate::connection::Connection;
 use crate::error::{ClientError, ClientErrorKind};
 use crate::failure::RemoteFailure;
+use crate::policy;
 use crate::session::content::{ContentFolder, LayoutName};
 use crate::session::{ClientSession, SessionServices, new_id};
 use crate::status::StatusTranslator;
@@ -65,6 +67,8 @@ pub struct BuildRequest {
     pub cache_imports: Vec<Typed>,
     /// What steps may do beyond the usual: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// What the daemon is to do with sources before it uses them.
+    pub source_policy: Option<Policy>,
     /// What folders are remembered under from one build to the next.
     pub shared_key: String,
     /// Layouts that caches are written into, with the tag that each gets.
@@ -171,6 +175,7 @@ fn solve_request(
             ..CacheOptions::default()
         }),
         entitlements: request.entitlements.clone(),
+        source_policy: request.source_policy.as_ref().map(policy::message),
         exporters,
         ..SolveRequest::default()
     }

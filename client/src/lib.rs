@@ -17,6 +17,7 @@ pub mod connection;
 pub mod disk;
 pub mod error;
 pub mod failure;
+pub mod policy;
 pub mod session;
 pub mod status;
 

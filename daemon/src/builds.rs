@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use slipway_engine::store::now_nanos;
@@ -18,6 +19,8 @@ const KEPT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Builds {
     table: watch::Sender<HashMap<String, Entry>>,
+    /// Whether no build may begin any more. Changed and read only while the table is held.
+    closed: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Debug)]
@@ -32,7 +35,7 @@ struct Entry {
 
 impl Default for Builds {
     fn default() -> Self {
-        Self { table: watch::Sender::new(HashMap::new()) }
+        Self { table: watch::Sender::new(HashMap::new()), closed: Arc::default() }
     }
 }
 
@@ -48,11 +51,13 @@ impl Builds {
     /// Adds a build.
     ///
     /// # Errors
-    /// When one of this id runs.
+    /// When one of this id runs, or no build may begin any more.
     pub fn start(&self, id: &str) -> Result<Running, Status> {
         let record = Arc::new(Record::default());
+        let mut closed = false;
         let added = self.table.send_if_modified(|table| {
-            if table.get(id).is_some_and(|entry| !entry.ended) {
+            closed = self.closed.load(Ordering::Relaxed);
+            if closed || table.get(id).is_some_and(|entry| !entry.ended) {
                 return false;
             }
             let (record, began) = (record.clone(), now_nanos());
@@ -60,6 +65,9 @@ impl Builds {
             table.insert(id.to_owned(), entry);
             true
         });
+        if closed {
+            return Err(Status::unavailable("the daemon is about to stop; build again later"));
+        }
         if !added {
             return Err(Status::already_exists(format!("job ID {id} exists")));
         }
@@ -86,6 +94,11 @@ impl Builds {
     pub fn working_since(&self) -> Option<i64> {
         let table = self.table.borrow();
         table.values().filter(|entry| !entry.ended).map(|entry| entry.began).min()
+    }
+
+    /// Lets no more builds begin. Those that run go on.
+    pub fn close(&self) {
+        self.table.send_modify(|_| self.closed.store(true, Ordering::Relaxed));
     }
 
     /// Waits until no build runs.
@@ -160,6 +173,18 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn nothing_begins_once_the_end_has_begun() {
+        let builds = Builds::default();
+        let running = builds.start("a").unwrap();
+        builds.close();
+        assert_eq!(builds.start("b").unwrap_err().code(), tonic::Code::Unavailable);
+        builds.record("a", Duration::ZERO).await.unwrap();
+        drop(running);
+        builds.idle().await;
+        assert_eq!(builds.start("a").unwrap_err().code(), tonic::Code::Unavailable);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_build_can_be_asked_about_before_and_shortly_after_it_runs() {

@@ -31,8 +31,15 @@ const FRONTEND: &[&str] = &[
 ];
 
 /// What outputs and the interface itself can do beside what is in a graph.
-const DAEMON: &[&str] =
-    &["exporter.image.annotations", "exporter.multiple", "exporter.sourcedateepoch"];
+const DAEMON: &[&str] = &[
+    "exporter.image.annotations",
+    "exporter.multiple",
+    "exporter.sourcedateepoch",
+    "gc.freespacefilter",
+    "history.filter",
+    "source.policy",
+    "source.policy.session",
+];
 
 fn list<'a>(ids: impl IntoIterator<Item = &'a str>) -> Vec<ApiCap> {
     let mut ids: Vec<&str> = ids.into_iter().collect();

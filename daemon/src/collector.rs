@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Notify, RwLock, RwLockReadGuard};
 
 use crate::builds::Builds;
 use crate::control::records::{LOCAL, of_folder};
+use crate::memory;
 use crate::session::file_sync::FileCache;
 
 /// How long after the end of a build the rules are applied: builds often come in groups.
@@ -224,8 +225,11 @@ impl Collector {
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_nanos(KEEP_TREES.unsigned_abs())).await;
                 if let Some(inner) = inner.upgrade() {
-                    let forgotten = Self(inner).forget_trees(KEEP_TREES);
+                    let collector = Self(inner);
+                    let forgotten = collector.forget_trees(KEEP_TREES);
                     tracing::debug!(forgotten, "trees that no build needs are forgotten");
+                    // They may have been the last to refer to files of clients.
+                    memory::close_files(collector.files()).await;
                 }
             });
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use slipway_engine::solver::{Entitlements, Services};
-use slipway_engine::store::now_nanos;
+use slipway_engine::store::{blocking, now_nanos};
 use slipway_engine::{BuildClient, Engine};
 use slipway_spec::timestamp;
 use slipway_spec::wire::control::control_server::Control;
@@ -49,6 +49,8 @@ pub struct Allowed {
     pub network_host: bool,
     /// Steps without a sandbox, where the client allows it as well.
     pub security_insecure: bool,
+    /// Devices, where the client allows them as well.
+    pub devices: bool,
 }
 
 /// Serves clients of one engine.
@@ -81,21 +83,29 @@ impl ControlService {
     }
 
     fn entitlements(&self, wanted: &[String]) -> Result<Entitlements, Status> {
-        let mut granted = Entitlements { network_host: false, security_insecure: false };
-        for name in wanted {
-            let (flag, allowed) = match name.as_str() {
-                "network.host" => (&mut granted.network_host, self.allowed.network_host),
-                "security.insecure" => {
-                    (&mut granted.security_insecure, self.allowed.security_insecure)
+        let mut granted = Entitlements { network_host: false, ..Entitlements::default() };
+        for text in wanted {
+            let (name, rest) = text.split_once('=').unwrap_or((text, ""));
+            let allowed = match name {
+                "network.host" if name == text => {
+                    granted.network_host = true;
+                    self.allowed.network_host
                 }
-                other => return Err(Status::unknown(format!("unknown entitlement {other}"))),
+                "security.insecure" if name == text => {
+                    granted.security_insecure = true;
+                    self.allowed.security_insecure
+                }
+                "device" => {
+                    granted.devices.add(rest).map_err(Status::unknown)?;
+                    self.allowed.devices
+                }
+                _ => return Err(Status::unknown(format!("unknown entitlement {text}"))),
             };
             if !allowed {
                 return Err(Status::unknown(format!(
                     "granting entitlement {name} is not allowed by build daemon configuration"
                 )));
             }
-            *flag = true;
         }
         Ok(granted)
     }
@@ -361,7 +371,10 @@ impl Control for ControlService {
         request: Request<ListWorkersRequest>,
     ) -> Answer<ListWorkersResponse> {
         let filter = request.into_inner().filter;
-        let record = self.worker.record(self.engine.executor().emulation());
+        let mut record = self.worker.record(self.engine.executor().emulation());
+        let devices = self.engine.worker().devices.clone();
+        let devices = blocking::run(move || Ok(worker::devices(&devices.read()))).await;
+        record.cdi_devices = devices.map_err(|error| Status::unknown(error.to_string()))?;
         let wanted = records::matches_worker(&filter, &record)?;
         Ok(Response::new(ListWorkersResponse {
             record: wanted.then_some(record).into_iter().collect(),

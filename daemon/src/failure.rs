@@ -1,6 +1,8 @@
 //! Errors as clients of BuildKit expect them: a status with details that say which vertex failed and where the user wrote
 //! it. The value of each detail is JSON, whatever its message is.
 
+mod operation;
+
 use base64::Engine as _;
 use prost::Message as _;
 use prost_types::Any;
@@ -32,8 +34,8 @@ pub fn build_status(error: &BuildError) -> Status {
 /// A process that failed, with the names that a client can mount what it left by.
 #[derive(Debug)]
 pub(crate) struct Failed<'a> {
-    /// What was executed.
-    pub(crate) op: &'a pb::ExecOp,
+    /// What was executed, as it stands in the graph.
+    pub(crate) op: &'a pb::Op,
     /// The file systems before, by its mounts; empty where there is none.
     pub(crate) inputs: Vec<String>,
     /// The file systems after.
@@ -44,7 +46,7 @@ pub(crate) struct Failed<'a> {
 pub(crate) fn failed_status(error: &SolveError, failed: &Failed<'_>) -> Status {
     let (code, message, mut details) = solve_parts(error);
     let Failed { op, inputs, mounts } = failed;
-    let op = json!({ "exec": exec_json(op) });
+    let op = operation::operation(op);
     details.push(detail("Solve", &json!({ "inputIDs": inputs, "mountIDs": mounts, "op": op })));
     status(code, message, details)
 }
@@ -90,77 +92,6 @@ pub(crate) fn exit_detail(code: i32) -> Any {
 pub(crate) fn unsupported_capability(name: &str) -> Status {
     let details = vec![detail("FrontendCap", &json!({ "name": name }))];
     status(Code::Unimplemented, format!("unsupported frontend capability {name}"), details)
-}
-
-/// What was executed, as clients read it to execute it again: whatever has its usual value is left out.
-fn exec_json(op: &pb::ExecOp) -> Value {
-    let mut exec = Map::new();
-    if let Some(meta) = &op.meta {
-        let mut known = Map::new();
-        known.insert("args".into(), json!(meta.args));
-        known.insert("env".into(), json!(meta.env));
-        for (name, value) in [
-            ("cwd", &meta.cwd),
-            ("user", &meta.user),
-            ("hostname", &meta.hostname),
-            ("cgroupParent", &meta.cgroup_parent),
-        ] {
-            if !value.is_empty() {
-                known.insert(name.into(), value.clone().into());
-            }
-        }
-        let hosts = meta.extra_hosts.iter().map(|at| json!({ "Host": at.host, "IP": at.ip }));
-        let hosts: Vec<Value> = hosts.collect();
-        if !hosts.is_empty() {
-            known.insert("extraHosts".into(), hosts.into());
-        }
-        exec.insert("meta".into(), known.into());
-    }
-    exec.insert("mounts".into(), op.mounts.iter().map(mount_json).collect::<Vec<_>>().into());
-    exec.insert("network".into(), op.network.into());
-    exec.insert("security".into(), op.security.into());
-    let secrets = op.secretenv.iter().map(|variable| {
-        json!({ "ID": variable.id, "name": variable.name, "optional": variable.optional })
-    });
-    exec.insert("secretenv".into(), secrets.collect::<Vec<_>>().into());
-    exec.into()
-}
-
-fn mount_json(mount: &pb::Mount) -> Value {
-    // Numbers of 64 bits are text in this form of JSON.
-    let mut known = json!({
-        "input": mount.input.to_string(),
-        "selector": mount.selector,
-        "dest": mount.dest,
-        "output": mount.output.to_string(),
-        "readonly": mount.readonly,
-        "mountType": mount.mount_type,
-    });
-    if let Some(tmpfs) = &mount.tmpfs_opt {
-        known["TmpfsOpt"] = json!({ "size": tmpfs.size.to_string() });
-    }
-    if let Some(cache) = &mount.cache_opt {
-        known["cacheOpt"] = json!({ "ID": cache.id, "sharing": cache.sharing });
-    }
-    if let Some(secret) = &mount.secret_opt {
-        known["secretOpt"] = json!({
-            "ID": secret.id,
-            "uid": secret.uid,
-            "gid": secret.gid,
-            "mode": secret.mode,
-            "optional": secret.optional,
-        });
-    }
-    if let Some(ssh) = &mount.ssh_opt {
-        known["SSHOpt"] = json!({
-            "ID": ssh.id,
-            "uid": ssh.uid,
-            "gid": ssh.gid,
-            "mode": ssh.mode,
-            "optional": ssh.optional,
-        });
-    }
-    known
 }
 
 /// Returns why a question of the frontend was not answered, where solving is why.

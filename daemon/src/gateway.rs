@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use prost::Message as _;
 use serde_json::json;
 use slipway_engine::cache::CacheEntry;
 use slipway_engine::frontend::FrontendResult;
@@ -28,7 +29,7 @@ use slipway_spec::wire::fsutil::Stat;
 use slipway_spec::wire::gateway::{
     FileRange, Ref, RefMap, Result as WireResult, SolveRequest, SolveResponse, result,
 };
-use slipway_spec::{ImageConfig, Platform};
+use slipway_spec::{Digest, ImageConfig, Platform};
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -134,6 +135,15 @@ impl Gateway {
         let message =
             message.ok_or_else(|| Status::internal("a result that was made of no graph"))?;
         Definition::from_pb(message).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    /// Finds an operation in the graphs that results were made of.
+    fn operation(&self, digest: &Digest) -> Option<pb::Op> {
+        let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = refs.values().filter_map(|reference| reference.definition.as_ref());
+        let bytes =
+            known.find_map(|graph| graph.def.iter().find(|op| Digest::of(op) == *digest))?;
+        pb::Op::decode(bytes.as_slice()).ok()
     }
 
     /// Waits until the frontend has said what the result is.

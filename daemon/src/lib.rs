@@ -159,8 +159,17 @@ impl Daemon {
     {
         let stopping = CancellationToken::new();
         let collecting = tokio::spawn(self.collector.clone().run());
-        let resting = tokio::spawn(memory::keep_small(self.builds.clone()));
+        let resting =
+            tokio::spawn(memory::keep_small(self.builds.clone(), self.collector.files().clone()));
         let mut tasks = JoinSet::new();
+        let serve = |tasks: &mut JoinSet<()>, connection: I| {
+            let (router, stopping) = (self.router.clone(), stopping.clone());
+            tasks.spawn(async move {
+                if let Err(error) = router.serve(connection, stopping.cancelled_owned()).await {
+                    tracing::debug!(%error, "a connection broke");
+                }
+            });
+        };
         let (mut connections, mut stop) = (std::pin::pin!(connections), std::pin::pin!(stop));
         let ended = loop {
             tokio::select! {
@@ -170,24 +179,31 @@ impl Daemon {
                 next = connections.next() => match next {
                     None => break Ok(()),
                     Some(Err(error)) => break Err(error),
-                    Some(Ok(connection)) => {
-                        let (router, stopping) = (self.router.clone(), stopping.clone());
-                        tasks.spawn(async move {
-                            let served = router.serve(connection, stopping.cancelled_owned()).await;
-                            if let Err(error) = served {
-                                tracing::debug!(%error, "a connection broke");
-                            }
-                        });
-                    }
+                    Some(Ok(connection)) => serve(&mut tasks, connection),
                 },
             }
         };
+        // A client whose frontend runs at its own end makes calls until its build has ended, over new connections as well, and
+        // one that is told to go away makes no more.
+        self.builds.close();
+        let mut open = ended.is_ok();
+        let mut idle = std::pin::pin!(tokio::time::timeout(PATIENCE, self.builds.idle()));
+        let given_up = loop {
+            tokio::select! {
+                idle = &mut idle => break idle.is_err(),
+                Some(_) = tasks.join_next() => {}
+                next = connections.next(), if open => match next {
+                    Some(Ok(connection)) => serve(&mut tasks, connection),
+                    Some(Err(_)) | None => open = false,
+                },
+            }
+        };
+        if given_up {
+            tracing::info!("builds that still run are given up");
+        }
         stopping.cancel();
         let drained = async { while tasks.join_next().await.is_some() {} };
         let patience = async {
-            if tokio::time::timeout(PATIENCE, self.builds.idle()).await.is_err() {
-                tracing::info!("builds that still run are given up");
-            }
             // Who listens to it would stay otherwise.
             self.history.stop().await;
             // Their clients have yet to hear of the result.
@@ -198,6 +214,8 @@ impl Daemon {
             () = patience => {}
         }
         tasks.shutdown().await;
+        // The calls that were cut off end a moment later, and with them their builds, which are to be remembered.
+        drop(tokio::time::timeout(IDLE_PATIENCE, self.builds.idle()).await);
         collecting.abort();
         resting.abort();
         self.history.stop().await;

@@ -4,26 +4,48 @@ use std::fs;
 use std::time::Duration;
 
 use crate::builds::Builds;
+use crate::session::file_sync::FileCache;
 
 /// How long no build runs before memory is given back: many builds come right after one another.
 const REST: Duration = Duration::from_secs(1);
+/// How long files of clients stay open beyond that: to read a long list of them again takes a moment.
+const KEEP_OPEN: Duration = Duration::from_secs(4);
+/// How long after that threads without work and what builds have told are gone as well.
+const AFTERMATH: Duration = Duration::from_secs(10);
 
 /// Gives memory back whenever builds have come to an end, and once after the start.
-pub(crate) async fn keep_small(builds: Builds) {
+pub(crate) async fn keep_small(builds: Builds, files: FileCache) {
     at_rest(builds, || async {
-        // A thread that cannot be had is no reason to stop.
-        drop(tokio::task::spawn_blocking(give_back).await);
+        give_back_soon().await;
+        tokio::time::sleep(KEEP_OPEN).await;
+        close_files(&files).await;
+        tokio::time::sleep(AFTERMATH).await;
+        give_back_soon().await;
     })
     .await;
 }
 
-/// Does something once in every time of rest.
+/// Closes files of clients that nobody needs now, and gives back what their lists took.
+pub(crate) async fn close_files(files: &FileCache) {
+    let closed = files.close_unused();
+    tracing::debug!(closed, "files of clients that nobody needs now are closed");
+    give_back_soon().await;
+}
+
+async fn give_back_soon() {
+    // A thread that cannot be had is no reason to stop.
+    drop(tokio::task::spawn_blocking(give_back).await);
+}
+
+/// Does something once in every time of rest; it is broken off when a build begins.
 async fn at_rest<F: Future<Output = ()>>(builds: Builds, act: impl Fn() -> F) {
     loop {
         builds.idle().await;
         if tokio::time::timeout(REST, builds.busy()).await.is_err() {
-            act().await;
-            builds.busy().await;
+            tokio::select! {
+                () = act() => builds.busy().await,
+                () = builds.busy() => {}
+            }
         }
     }
 }

@@ -31,6 +31,8 @@ struct Inner {
     vertices: HashMap<Digest, Vertex>,
     /// When parts of vertices began, by vertex and id.
     parts: HashMap<(Digest, Arc<str>), Timestamp>,
+    /// Bytes of the transfers that are done, in the same way.
+    transferred: HashMap<(Digest, Arc<str>), u64>,
     /// Bytes of output so far.
     logged: HashMap<Digest, usize>,
     /// The vertex that warnings without one belong to.
@@ -100,9 +102,18 @@ impl Record {
         self.change(|inner| inner.items.push(Item::Warning(warning)));
     }
 
-    /// Shows how far a transfer of a step is.
+    /// Shows how far a transfer of a step is. A step may need several of one name, each of which counts from zero: clients
+    /// are told what came in all of them.
     pub fn transfer(&self, vertex: &Digest, id: &str, bytes: u64, done: bool) {
-        self.change(|inner| inner.status(vertex, id.into(), "transferring", (bytes, 0), done));
+        self.change(|inner| {
+            let id: Arc<str> = id.into();
+            let before = inner.transferred.entry((vertex.clone(), id.clone())).or_default();
+            let bytes = before.saturating_add(bytes);
+            if done {
+                *before = bytes;
+            }
+            inner.status(vertex, id, "transferring", (bytes, 0), done);
+        });
     }
 
     /// Says that nothing more will come: what is still under way was given up.
@@ -324,6 +335,24 @@ mod tests {
             assert_eq!(vertices[3].error, "context canceled");
             assert_eq!(seen.iter().map(|message| message.logs.len()).sum::<usize>(), 1);
         }
+    }
+
+    #[tokio::test]
+    async fn transfers_of_one_name_add_up() {
+        let record = Arc::new(Record::default());
+        let vertex = Digest::of(b"v");
+        for (bytes, done) in [(0, false), (300, false), (300, true), (0, false), (2, true)] {
+            record.transfer(&vertex, "transferring dockerfile:", bytes, done);
+        }
+        record.transfer(&vertex, "transferring context:", 7, true);
+        record.end();
+        let told: Vec<StatusResponse> = record.follow().collect().await;
+        let told: Vec<i64> = told
+            .iter()
+            .flat_map(|message| &message.statuses)
+            .map(|status| status.current)
+            .collect();
+        assert_eq!(told, [0, 300, 300, 300, 302, 7]);
     }
 
     #[tokio::test]

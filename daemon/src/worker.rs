@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use slipway_engine::config::GcRule;
+use slipway_engine::solver::device::{DeviceInfo, Inventory};
 use slipway_engine::solver::emulation::Emulation;
 use slipway_spec::llb::pb;
-use slipway_spec::wire::worker::{BuildkitVersion, GcPolicy, WorkerRecord};
+use slipway_spec::wire::worker::{BuildkitVersion, CdiDevice, GcPolicy, WorkerRecord};
 
 /// The prefix of labels.
 const LABEL: &str = "org.mobyproject.buildkit.worker.";
@@ -86,7 +87,43 @@ impl WorkerInfo {
             platforms,
             gc_policy: self.policies.clone(),
             buildkit_version: Some(version()),
+            // Only who asks for the workers of a daemon is told of them.
             cdi_devices: vec![],
         }
+    }
+}
+
+/// Describes the devices that steps may ask for.
+pub fn devices(inventory: &Inventory) -> Vec<CdiDevice> {
+    let device = |info: &DeviceInfo| CdiDevice {
+        name: info.name.clone(),
+        auto_allow: info.auto_allow,
+        annotations: info.annotations.clone().into_iter().collect(),
+        on_demand: false,
+    };
+    inventory.devices().map(device).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_engine::solver::device::{DeviceOptions, Devices};
+
+    #[test]
+    fn devices_are_shown_with_what_is_said_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = "cdiVersion: 0.6.0\nkind: v.com/c\nannotations: {a: b}\ndevices:\n\
+                    - name: x\n  containerEdits: {env: [A=1]}\n";
+        std::fs::write(folder.path().join("v.yaml"), spec).unwrap();
+        let folders = vec![folder.path().into()];
+        let options = DeviceOptions { folders, auto_allowed: vec!["v.com/c".into()] };
+        let expected = CdiDevice {
+            name: "v.com/c=x".into(),
+            auto_allow: true,
+            annotations: [("a".into(), "b".into())].into(),
+            on_demand: false,
+        };
+        assert_eq!(devices(&Devices::new(options).read()), [expected]);
+        assert_eq!(devices(&Devices::none().read()), []);
     }
 }

@@ -89,7 +89,7 @@ impl Rig {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let root = tempfile::tempdir().unwrap();
         let engine = Engine::open(EngineOptions::new(root.path())).unwrap();
-        let allowed = Allowed { network_host: false, security_insecure: false };
+        let allowed = Allowed::default();
         let options = DaemonOptions { allowed, ..DaemonOptions::default() };
         Self { daemon: Daemon::new(engine, options).unwrap(), _root: root }
     }

@@ -156,11 +156,12 @@ impl Bridge for JobBridge {
         let identifier = request.source.identifier.as_str();
         let reference = match identifier.strip_prefix("docker-image://") {
             _ if identifier == asked => Ok(None),
-            Some(name) => name.parse().map(Some).map_err(|error: ReferenceError| error.to_string()),
-            None => Err(format!("ref mutated by policy to non-image: {asked} -> {identifier}")),
+            Some(name) => name.parse().map(Some),
+            None => return Err(BridgeError::not_an_image(asked, identifier)),
         };
-        let reference =
-            reference.map_err(|message| BridgeError::new(BridgeErrorKind::Other, message))?;
+        let reference = reference.map_err(|error: ReferenceError| {
+            BridgeError::new(BridgeErrorKind::Other, error.to_string())
+        })?;
         let found = found.image.ok_or_else(|| {
             BridgeError::new(BridgeErrorKind::Other, format!("{identifier} is no image"))
         })?;

@@ -115,6 +115,9 @@ impl Engine {
             tty: request.tty,
             secret_env: vec![],
             limits: Default::default(),
+            devices: vec![],
+            groups: vec![],
+            hooks: vec![],
         };
         ready();
         let exit = self.executor.run(spec, stdio).await?;

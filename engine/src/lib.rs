@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use slipway_solver::device::{DeviceOptions, Devices};
 use slipway_solver::executor::{SandboxExecutor, SandboxOptions, prepare_stub};
 use slipway_solver::source::image::Images;
 use slipway_solver::{Shared, Worker};
@@ -63,6 +64,8 @@ pub struct EngineOptions {
     pub credentials: Arc<dyn Credentials>,
     /// The sandbox.
     pub sandbox: SandboxOptions,
+    /// Devices that steps may ask for.
+    pub devices: Devices,
 }
 
 impl EngineOptions {
@@ -73,6 +76,7 @@ impl EngineOptions {
             registries: BTreeMap::new(),
             credentials: Arc::new(Anonymous),
             sandbox: SandboxOptions::default(),
+            devices: Devices::new(DeviceOptions::default()),
         }
     }
 }
@@ -115,6 +119,7 @@ impl Engine {
             executor: executor.clone(),
             parallel: Arc::new(Semaphore::new(cores * STEPS_PER_CORE)),
             shared: Shared::default(),
+            devices: options.devices,
         };
         let credentials = options.credentials;
         Ok(Self { worker, executor, registry, settings, credentials, frontends: None })

@@ -115,11 +115,7 @@ impl Build {
                 let written = async {
                     let index = multi_platform && !docker;
                     let assembled = assemble(store, results, index, &options, epoch).await?;
-                    vertex.status(&format!(
-                        "exporting {} {}",
-                        kind(&assembled.target),
-                        assembled.target.digest
-                    ));
+                    tell(&vertex, &assembled);
                     let names = options.names.iter().map(ToString::to_string).collect();
                     let image = ArchiveImage { names, target: assembled.target.clone() };
                     files::archive(store, vec![image], &Platform::host(), sink).await?;
@@ -138,6 +134,9 @@ impl Build {
             Export::Tar { split: wanted, sink } => {
                 let vertex = Task::start(progress, "exporting to client tarball");
                 let written = files::tar(store, results, split(wanted), sink).await;
+                if written.is_ok() {
+                    vertex.status("sending tarball");
+                }
                 vertex.end(written.map_err(BuildError::from))?;
             }
         }
@@ -153,14 +152,9 @@ impl Build {
     ) -> Result<Assembled, BuildError> {
         let store = self.engine().store();
         let assembled = assemble(store, results, multi_platform, options, self.epoch()).await?;
-        vertex.status("exporting layers");
-        vertex.status(&format!(
-            "exporting {} {}",
-            kind(&assembled.target),
-            assembled.target.digest
-        ));
-        if let Some(config) = &assembled.config {
-            vertex.status(&format!("exporting config {}", config.digest));
+        tell(vertex, &assembled);
+        if options.keep == Some(false) {
+            return Ok(assembled);
         }
         let names = match options.names.as_slice() {
             [] => vec![files::nameless(&assembled.target.digest)],
@@ -239,6 +233,15 @@ async fn solve(
         }
     };
     Ok(try_join_all(graphs.images.iter().map(one)).await?.into_iter().unzip())
+}
+
+/// Tells what an image consists of.
+fn tell(task: &Task, assembled: &Assembled) {
+    task.status("exporting layers");
+    task.status(&format!("exporting {} {}", kind(&assembled.target), assembled.target.digest));
+    if let Some(config) = &assembled.config {
+        task.status(&format!("exporting config {}", config.digest));
+    }
 }
 
 /// What clients call a document.

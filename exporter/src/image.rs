@@ -68,8 +68,8 @@ pub async fn assemble(
         config = Some(config_descriptor);
     }
     if let ([entry], false) = (entries.as_slice(), multi_platform) {
-        let target = Descriptor::new(entry.media_type.clone(), entry.digest.clone(), entry.size);
-        return Ok(Assembled { target, config });
+        // Clients and archives tell the platform of a manifest, as an index does.
+        return Ok(Assembled { target: entry.clone(), config });
     }
     let media_type =
         if options.blobs.docker { MediaType::DOCKER_INDEX } else { MediaType::OCI_INDEX };

@@ -18,6 +18,8 @@ pub struct ImageOptions {
     pub push: bool,
     /// Whether it is sent without moving a tag.
     pub push_by_digest: bool,
+    /// Whether the store keeps the image under its names; `None` leaves that to whoever makes it.
+    pub keep: Option<bool>,
     /// Whether the registry may be spoken to without verified TLS.
     pub insecure: bool,
     /// How layers are compressed.
@@ -74,8 +76,8 @@ impl ImageOptions {
                     options.blobs.level = Some(level);
                 }
                 "force-compression" => options.blobs.force = flag(key, value)?,
-                // The store always keeps the image, and unpacks a layer when it is needed.
-                "store" if flag(key, value)? => {}
+                "store" => options.keep = Some(flag(key, value)?),
+                // The store unpacks a layer when it is needed.
                 "unpack" | "tar" | "name-canonical" | "oci-artifact" | "attestation-inline" => {
                     let wanted = flag(key, value)?;
                     if key == "tar" && !wanted {
@@ -168,7 +170,7 @@ mod tests {
             &[("rewrite-timestamp", "true")],
             &[("name", "UPPER")],
             &[("tar", "false")],
-            &[("store", "false")],
+            &[("store", "maybe")],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

@@ -88,7 +88,9 @@ async fn one_platform_gives_a_manifest() {
     let assembled =
         assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
     assert_eq!(assembled.target.media_type, MediaType::OCI_MANIFEST);
-    assert_eq!(assembled.target.platform, None);
+    // Whoever is told of the image is told what it is for.
+    let told = &response(&assembled, &[])["containerimage.descriptor"]["platform"];
+    assert_eq!(told.to_string(), r#"{"architecture":"amd64","os":"linux"}"#);
     let manifest = room.manifest(&assembled.target);
     assert_eq!(assembled.config.as_ref(), Some(&manifest.config));
     assert_eq!(manifest.config.media_type, MediaType::OCI_CONFIG);

@@ -20,7 +20,8 @@ use crate::{Diagnostic, FrontendResult};
 /// place in the user's file to it.
 #[async_trait]
 pub trait Bridge: Send + Sync {
-    /// Finds what an image name points at, and its config for a platform.
+    /// Finds what an image name points at, and its config for a platform. Where a policy makes it something that is no
+    /// image, the error's source is a [`NotAnImage`].
     async fn resolve_image(
         &self,
         image: &ImageReference,
@@ -215,6 +216,17 @@ impl BridgeError {
         Self::new(BridgeErrorKind::Unsupported, format!("{what} is not supported yet"))
     }
 
+    /// Says that a policy makes an image something that is none.
+    pub fn not_an_image(asked: impl Into<String>, becomes: impl Into<String>) -> Self {
+        let replaced = NotAnImage { asked: asked.into(), becomes: becomes.into() };
+        Self::new(BridgeErrorKind::Other, replaced.to_string()).with_source(replaced)
+    }
+
+    /// Returns what a policy makes of an image, where it is no image.
+    pub fn as_not_an_image(&self) -> Option<&NotAnImage> {
+        self.source.as_ref()?.downcast_ref()
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn with_source(
@@ -224,6 +236,16 @@ impl BridgeError {
         self.source = Some(source.into());
         self
     }
+}
+
+/// An image that a policy makes something else. A context by name can be that, the image of a `FROM` cannot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("ref mutated by policy to non-image: {asked} -> {becomes}")]
+pub struct NotAnImage {
+    /// The identifier of the image.
+    pub asked: String,
+    /// That of the other source.
+    pub becomes: String,
 }
 
 impl fmt::Display for BridgeError {

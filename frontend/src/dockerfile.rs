@@ -196,6 +196,7 @@ async fn build_one(
         filename: file.name.clone(),
         language: "Dockerfile".into(),
         data: files.dockerfile.to_vec(),
+        origin: file.origin.clone(),
     };
     let platform = if settings.implicit_platform {
         lowered.config.platform().normalized()

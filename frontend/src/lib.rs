@@ -15,7 +15,7 @@ use slipway_spec::{ImageConfig, ImageReference, Platform};
 
 pub use bridge::{
     Bridge, BridgeError, BridgeErrorKind, BridgeRef, Feature, FrontendImage, LayoutImage,
-    ResolveMode, ResolvedImage, SourceMetadata,
+    NotAnImage, ResolveMode, ResolvedImage, SourceMetadata,
 };
 pub use diagnostic::{Diagnostic, FrontendError, Severity, Span};
 

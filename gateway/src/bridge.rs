@@ -192,11 +192,17 @@ impl Bridge for RemoteBridge {
             });
             let found = found.await?;
             let identifier = found.source.map(|source| source.identifier).unwrap_or_default();
-            let called = identifier.strip_prefix("docker-image://").map(str::to_owned);
+            let called = match identifier.strip_prefix("docker-image://") {
+                None if !identifier.is_empty() => {
+                    let asked = format!("docker-image://{asked}");
+                    return Err(BridgeError::not_an_image(asked, identifier));
+                }
+                called => called.unwrap_or_default().to_owned(),
+            };
             let image = found.image.ok_or_else(|| {
                 BridgeError::new(BridgeErrorKind::Other, format!("{identifier} is no image"))
             })?;
-            (called.unwrap_or_default(), image.digest, image.config)
+            (called, image.digest, image.config)
         } else {
             let request = ResolveImageConfigRequest {
                 r#ref: asked.clone(),

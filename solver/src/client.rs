@@ -28,7 +28,7 @@ use slipway_store::{Error, ErrorKind, blocking};
 pub use content::{ByteStream, LayoutFolders, LayoutStore, Uploads};
 pub use policy::{PolicyAnswer, PolicyQuestion, PolicyVerifier, SourcePolicies};
 pub use secret::{SecretBytes, SecretProvider};
-pub use services::{Entitlements, Services};
+pub use services::{DeviceGrants, Entitlements, Services};
 pub use ssh::{AgentStream, SshAgents};
 
 /// Which part of a local folder a build reads.
@@ -42,6 +42,8 @@ pub struct LocalRequest {
     pub include: Vec<String>,
     /// Not what matches, with `.dockerignore`'s rules.
     pub exclude: Vec<String>,
+    /// Whether files are read even if they look as they did when they were read before, by size and time.
+    pub fresh: bool,
 }
 
 /// Folders of the client.

@@ -10,6 +10,7 @@ mod capability;
 pub mod cgroup;
 mod confidential;
 mod helper;
+mod hook;
 pub mod limits;
 mod mount;
 mod mountpoint;
@@ -82,6 +83,87 @@ pub struct ExecSpec {
     pub secret_env: Vec<(String, Confidential)>,
     /// What it may use of the machine.
     pub limits: Limits,
+    /// Device files beside those that every step has.
+    pub devices: Vec<DeviceNode>,
+    /// Groups that it is in beside those of its user.
+    pub groups: Vec<u32>,
+    /// Programs of the host that prepare its root, with all rights.
+    pub hooks: Vec<Hook>,
+}
+
+impl Default for ExecSpec {
+    /// Nothing at all, for the host's platform.
+    fn default() -> Self {
+        Self {
+            lower: vec![],
+            stub: PathBuf::new(),
+            upper: PathBuf::new(),
+            work: PathBuf::new(),
+            readonly_root: false,
+            mounts: vec![],
+            args: vec![],
+            env: vec![],
+            cwd: String::new(),
+            user: String::new(),
+            hostname: String::new(),
+            network: Network::None,
+            insecure: false,
+            extra_hosts: vec![],
+            resolv_conf: None,
+            platform: Platform::host(),
+            tty: false,
+            secret_env: vec![],
+            limits: Limits::default(),
+            devices: vec![],
+            groups: vec![],
+            hooks: vec![],
+        }
+    }
+}
+
+/// A program of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Where the host has it.
+    pub path: PathBuf,
+    /// Its arguments, its own name first.
+    pub args: Vec<String>,
+    /// Its variables, as `NAME=value`.
+    pub env: Vec<String>,
+    /// How many seconds it may take; `None` is as many as it likes.
+    pub timeout: Option<u32>,
+}
+
+/// A device file in the root of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Where it goes, relative to the root. Links on the way stay inside the root.
+    pub dest: String,
+    /// The host's own, which is lent where none can be made.
+    pub source: PathBuf,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// The device's major number.
+    pub major: u32,
+    /// The device's minor number.
+    pub minor: u32,
+    /// Its mode.
+    pub mode: u32,
+    /// Its owner; that of the process when absent.
+    pub uid: Option<u32>,
+    /// Its group; that of the process when absent.
+    pub gid: Option<u32>,
+}
+
+/// What a device file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// A device that is read in blocks.
+    Block,
+    /// A device that is read byte by byte.
+    Char,
+    /// A named pipe.
+    Fifo,
 }
 
 /// What a step can reach.
@@ -94,7 +176,7 @@ pub enum Network {
 }
 
 /// One mount besides the root.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecMount {
     /// Where it goes, relative to the root. Links on the way stay inside the root.
     pub dest: String,
@@ -103,7 +185,7 @@ pub struct ExecMount {
 }
 
 /// What is mounted.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecMountKind {
     /// A file or folder of the host.
     Bind {
@@ -113,6 +195,19 @@ pub enum ExecMountKind {
         subpath: Option<String>,
         /// Whether writing is refused.
         readonly: bool,
+    },
+    /// A file or folder of the host that whoever runs the host gives to steps.
+    Host {
+        /// The host's path.
+        source: PathBuf,
+        /// Whether writing is refused.
+        readonly: bool,
+        /// Whether programs there start with the rights of whoever starts them only.
+        nosuid: bool,
+        /// Whether no programs can be started from there.
+        noexec: bool,
+        /// Whether what is mounted below the folder is there as well.
+        recursive: bool,
     },
     /// Layers of another snapshot.
     Overlay {
@@ -144,7 +239,7 @@ pub enum ExecMountKind {
 }
 
 /// Where an overlay keeps what is written to it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writable {
     /// Takes what is written.
     pub upper: PathBuf,
@@ -258,6 +353,14 @@ pub enum ExecError {
         path: Option<String>,
         /// What the kernel said.
         source: std::io::Error,
+    },
+    /// A program that prepares the root for a device failed.
+    #[error("sandbox: the hook {path} of a device failed: {reason}")]
+    Hook {
+        /// The program.
+        path: String,
+        /// How it ended, and what it said.
+        reason: String,
     },
     /// The specification makes no sense.
     #[error("sandbox: {reason}")]

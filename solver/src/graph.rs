@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use self::name::describe;
 use crate::capability;
 use crate::client::Entitlements;
+use crate::device::Inventory;
 use crate::error::{Cause, FailedVertex, Result, SolveError};
 use crate::job::VertexCache;
 use crate::source::Found;
@@ -108,11 +109,19 @@ pub(crate) type Vertices = HashMap<(Digest, bool, u32), Arc<Vertex>>;
 /// Definitions may come out of each other this many times.
 const MAX_DEPTH: u32 = 16;
 
+/// What steps may have.
+pub(crate) struct Leave<'a> {
+    /// What the user allowed.
+    pub(crate) entitlements: &'a Entitlements,
+    /// The devices there are.
+    pub(crate) devices: &'a Inventory,
+}
+
 /// Loads a definition and returns the edge it stands for. `depth` is how many definitions it came out of.
 pub(crate) fn load(
     definition: &Definition,
     known: &mut Vertices,
-    entitlements: Entitlements,
+    leave: &Leave<'_>,
     depth: u32,
 ) -> Result<Edge> {
     if depth > MAX_DEPTH {
@@ -173,10 +182,11 @@ pub(crate) fn load(
                 Clone::clone,
             );
         let platform = op.platform.as_ref().map(|platform| Platform::from(platform).normalized());
-        let Some(kind) = op.op else {
+        let Some(mut kind) = op.op else {
             return Err(Cause::Invalid(format!("vertex {digest} has no operation")).into());
         };
         check(&digest, &kind, inputs.len())?;
+        let allowed = allow(&mut kind, leave);
         let vertex = known.entry((digest.clone(), fresh, depth)).or_insert_with(|| {
             Arc::new(Vertex {
                 digest: digest.clone(),
@@ -205,7 +215,7 @@ pub(crate) fn load(
             })
         });
         loaded.insert(digest, vertex.clone());
-        allow(vertex, entitlements)?;
+        allowed.map_err(|cause| SolveError::from(cause).at(|| vertex.failed()))?;
     }
     let (head, index) = definition.head()?;
     let vertex = loaded
@@ -290,13 +300,17 @@ fn outputs(op: &pb::op::Op) -> usize {
     usize::try_from(highest.saturating_add(1)).unwrap_or(0)
 }
 
-/// Refuses what the user did not allow.
-fn allow(vertex: &Vertex, entitlements: Entitlements) -> Result<()> {
-    let pb::op::Op::Exec(exec) = &vertex.op else { return Ok(()) };
+/// Refuses what the user did not allow. Devices are from here on what their names stand for, as that is what a process
+/// is known by.
+fn allow(op: &mut pb::op::Op, leave: &Leave<'_>) -> std::result::Result<(), Cause> {
+    let pb::op::Op::Exec(exec) = op else { return Ok(()) };
     let insecure = exec.security == pb::SecurityMode::Insecure as i32;
     let host_network = exec.network == pb::NetMode::Host as i32;
-    let checked = entitlements.check(insecure, host_network);
-    checked.map_err(|cause| SolveError::from(cause).at(|| vertex.failed()))
+    leave.entitlements.check(insecure, host_network)?;
+    if !exec.cdi_devices.is_empty() {
+        exec.cdi_devices = leave.devices.admit(&exec.cdi_devices, &leave.entitlements.devices)?;
+    }
+    Ok(())
 }
 
 /// Checks what later code relies on: every index an op names exists.
@@ -312,6 +326,13 @@ fn check(digest: &Digest, op: &pb::op::Op, inputs: usize) -> Result<()> {
             }
             if !exec.mounts.iter().any(|mount| mount.dest == "/") {
                 return fail("a process needs a root file system");
+            }
+            // What is not known must not pass for the usual.
+            if pb::SecurityMode::try_from(exec.security).is_err() {
+                return fail("invalid security mode");
+            }
+            if pb::NetMode::try_from(exec.network).is_err() {
+                return fail("invalid network mode");
             }
             if !exec.mounts.iter().all(|mount| input(mount.input)) {
                 return fail("a mount names an input that is not there");
@@ -415,7 +436,17 @@ mod tests {
     }
 
     fn load_plain(definition: &Definition, known: &mut Vertices) -> Result<Edge> {
-        load(definition, known, Entitlements::default(), 0)
+        load_with(definition, known, &Entitlements::default(), 0)
+    }
+
+    fn load_with(
+        definition: &Definition,
+        known: &mut Vertices,
+        entitlements: &Entitlements,
+        depth: u32,
+    ) -> Result<Edge> {
+        let leave = Leave { entitlements, devices: &Inventory::default() };
+        load(definition, known, &leave, depth)
     }
 
     fn op(kind: pb::op::Op, inputs: Vec<pb::Input>) -> pb::Op {
@@ -476,8 +507,8 @@ mod tests {
             security: security as i32,
             ..Default::default()
         };
-        let closed = Entitlements { network_host: false, security_insecure: false };
-        let open = Entitlements { network_host: true, security_insecure: true };
+        let closed = Entitlements { network_host: false, ..Entitlements::default() };
+        let open = Entitlements { security_insecure: true, ..Entitlements::default() };
         for (network, security, name) in [
             (pb::NetMode::Unset, pb::SecurityMode::Insecure, "security.insecure"),
             (pb::NetMode::Host, pb::SecurityMode::Sandbox, "network.host"),
@@ -485,12 +516,22 @@ mod tests {
             let step = op(pb::op::Op::Exec(exec(network, security)), vec![]);
             let last = pb::Op { inputs: vec![input(&step)], ..Default::default() };
             let definition = definition(vec![step, last]);
-            let error = load(&definition, &mut Vertices::new(), closed, 0).unwrap_err();
+            let error = load_with(&definition, &mut Vertices::new(), &closed, 0).unwrap_err();
             assert!(error.to_string().contains(&format!("{name} is not allowed")), "{error}");
-            assert!(load(&definition, &mut Vertices::new(), open, 0).is_ok());
+            assert!(load_with(&definition, &mut Vertices::new(), &open, 0).is_ok());
         }
-        let step =
-            op(pb::op::Op::Exec(exec(pb::NetMode::Unset, pb::SecurityMode::Sandbox)), vec![]);
+        let usual = exec(pb::NetMode::Unset, pb::SecurityMode::Sandbox);
+        for (wrong, name) in [
+            (pb::ExecOp { security: 2, ..usual.clone() }, "invalid security mode"),
+            (pb::ExecOp { network: 9, ..usual.clone() }, "invalid network mode"),
+        ] {
+            let step = op(pb::op::Op::Exec(wrong), vec![]);
+            let last = pb::Op { inputs: vec![input(&step)], ..Default::default() };
+            let definition = definition(vec![step, last]);
+            let error = load_with(&definition, &mut Vertices::new(), &open, 0).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        let step = op(pb::op::Op::Exec(usual), vec![]);
         let last = pb::Op { inputs: vec![input(&step)], ..Default::default() };
         let mut definition = definition(vec![step.clone(), last]);
         let metadata = definition.metadata.entry(Digest::of(&step.encode_to_vec())).or_default();
@@ -500,7 +541,7 @@ mod tests {
         metadata.caps.insert("exec.teleport".into(), true);
         let error = load_plain(&definition, &mut Vertices::new()).unwrap_err();
         assert!(error.to_string().contains("\"exec.teleport\""), "{error}");
-        assert!(load(&definition, &mut Vertices::new(), open, 99).is_err());
+        assert!(load_with(&definition, &mut Vertices::new(), &open, 99).is_err());
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub(crate) use self::key::tagged;
 use self::local::local_request;
 pub use self::shared::Shared;
 use crate::client::{LocalFiles, LocalRequest, Services};
+use crate::device::Devices;
 use crate::error::{Cause, Result, SolveError};
 use crate::executor::Executor;
 use crate::graph::{Edge, Vertices};
@@ -51,6 +52,8 @@ pub struct Worker {
     pub parallel: Arc<Semaphore>,
     /// What builds do together.
     pub shared: Shared,
+    /// Which devices steps may ask for.
+    pub devices: Devices,
 }
 
 impl std::fmt::Debug for Worker {

@@ -117,6 +117,7 @@ impl Room {
             executor: Arc::new(Writing::default()),
             parallel: Arc::new(tokio::sync::Semaphore::new(4)),
             shared: slipway_solver::Shared::default(),
+            devices: slipway_solver::device::Devices::none(),
         }
     }
 
@@ -184,6 +185,7 @@ impl Built {
 
 #[derive(Clone, Debug)]
 struct Asked {
+    method: String,
     path: String,
     headers: BTreeMap<String, String>,
 }
@@ -223,13 +225,18 @@ impl Server {
                     }
                     let text = String::from_utf8(head).unwrap();
                     let mut lines = text.lines();
-                    let path = lines.next().unwrap().split(' ').nth(1).unwrap().to_owned();
+                    let mut words = lines.next().unwrap().split(' ').map(str::to_owned);
+                    let (method, path) = (words.next().unwrap(), words.next().unwrap());
                     let headers = lines
                         .filter_map(|line| line.split_once(": "))
                         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
                         .collect();
-                    let asked = Asked { path, headers };
-                    let bytes = answer(&asked);
+                    let asked = Asked { method, path, headers };
+                    let mut bytes = answer(&asked);
+                    if asked.method == "HEAD" {
+                        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+                        bytes.truncate(end + 4);
+                    }
                     log.lock().unwrap().push(asked);
                     let _gone = socket.write_all(&bytes).await;
                     let _gone = socket.shutdown().await;
@@ -305,6 +312,41 @@ async fn a_file_is_asked_for_again_and_not_sent_again() {
     *version.lock().unwrap() = "two";
     let third = room.source(&url, &attrs, Services::default()).await.unwrap();
     assert_eq!(third.read("file.txt").as_deref(), Some("two"));
+}
+
+#[tokio::test]
+async fn a_server_that_sends_everything_whatever_it_is_told_of_sends_it_once() {
+    let tag = Arc::new(Mutex::new("\"1\""));
+    let current = tag.clone();
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/no-head" if asked.method == "HEAD" => status("405 Method Not Allowed", ""),
+        _ => ok(&format!("ETag: {}\r\n", current.lock().unwrap()), "body"),
+    })
+    .await;
+    let room = Room::new();
+    let methods = || {
+        let mut asked = server.asked.lock().unwrap();
+        asked.drain(..).map(|asked| asked.method).collect::<Vec<_>>()
+    };
+    let ask = |path: &str| {
+        let (room, url) = (&room, server.url(path));
+        async move { drop(room.source(&url, &[], Services::default()).await.unwrap()) }
+    };
+    ask("/f").await;
+    let agent = server.asked.lock().unwrap()[0].headers["user-agent"].clone();
+    let own = concat!("slipway/", env!("CARGO_PKG_VERSION"), " ");
+    assert!(agent.starts_with(own) && agent.contains("buildkit/v"), "{agent}");
+    ask("/f").await;
+    // The same content, compared as it is kept.
+    *tag.lock().unwrap() = "W/\"1\"";
+    ask("/f").await;
+    assert_eq!(methods(), ["GET", "HEAD", "HEAD"]);
+    *tag.lock().unwrap() = "\"2\"";
+    ask("/f").await;
+    assert_eq!(methods(), ["HEAD", "GET"]);
+    ask("/no-head").await;
+    ask("/no-head").await;
+    assert_eq!(methods(), ["GET", "HEAD", "GET"]);
 }
 
 #[tokio::test]

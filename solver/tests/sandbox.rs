@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         ("output_arrives_whole_and_by_stream", output_arrives_whole_and_by_stream),
         ("environment_folder_and_user_are_set", environment_folder_and_user_are_set),
         ("bad_users_and_folders_are_errors", bad_users_and_folders_are_errors),
+        (
+            "a_working_directory_that_is_not_there_is_made",
+            a_working_directory_that_is_not_there_is_made,
+        ),
         ("writes_land_in_the_upper_folder_only", writes_land_in_the_upper_folder_only),
         ("commands_that_cannot_run_say_why", commands_that_cannot_run_say_why),
         ("without_a_network_only_loopback_is_there", without_a_network_only_loopback_is_there),
@@ -143,6 +147,9 @@ impl Scratch {
             tty: false,
             secret_env: vec![],
             limits: Default::default(),
+            devices: vec![],
+            groups: vec![],
+            hooks: vec![],
         }
     }
 
@@ -275,10 +282,21 @@ fn bad_users_and_folders_are_errors() {
     assert!(ran.error().to_string().contains("not a regular file"), "{}", ran.error());
 
     let folders = (0..64).map(|n| format!("/proc/self/fd/{n}"));
-    for cwd in folders.chain(["/none".into(), "/etc/group".into(), "/proc/1/cwd".into()]) {
+    for cwd in folders.chain(["/etc/group".into(), "/proc/1/cwd".into(), "/proc/none".into()]) {
         let ran = run(ExecSpec { cwd: cwd.clone(), ..scratch.spec("cwd", "pwd") });
         assert!(matches!(ran.error(), ExecError::WorkingDirectory { .. }), "{cwd}");
     }
+}
+
+fn a_working_directory_that_is_not_there_is_made() {
+    let scratch = Scratch::new();
+    let mut spec = scratch.spec("made", "pwd; touch here; stat -c '%a %U' . ..; stat -c %U /");
+    (spec.cwd, spec.user) = ("/new/deep".into(), "app".into());
+    let upper = spec.upper.clone();
+    let ran = run(spec);
+    assert_eq!(ran.out(), "/new/deep\n755 app\n755 app\nroot");
+    // It is part of what the step made.
+    assert_eq!(fs::read_dir(upper.join("new/deep")).unwrap().count(), 1);
 }
 
 fn writes_land_in_the_upper_folder_only() {
@@ -613,6 +631,13 @@ fn mounts_of_every_kind_work() {
     );
     assert_eq!(fs::read_to_string(scratch.path("data/y")).unwrap(), "y\n");
     assert_eq!(fs::read_to_string(scratch.path("o-upper/d/three")).unwrap(), "3\n");
+    // Nothing at all can be mounted, too.
+    let nothing =
+        ExecMountKind::Overlay { lower: vec![], writable: None, subpath: None, readonly: true };
+    let script = "ls /nothing; (echo z > /nothing/z) 2>&1 | grep -o 'Read-only'";
+    let mut spec = scratch.spec("nothing", script);
+    spec.mounts = vec![mount("/nothing", nothing)];
+    assert_eq!(run(spec).out(), "Read-only");
     // A link in a source is resolved inside that source: there is no /etc in it.
     let mut spec = scratch.spec("escape", "true");
     spec.mounts = vec![mount("/x", bind(Some("outer"), true))];
@@ -863,6 +888,11 @@ fn what_joined_ends_with_the_first() {
         let second = join(&first, "fifth", "sleep 1003; : joined-3").await.unwrap();
         let mut third = join(&first, "sixth", "sleep 1004; :").await.unwrap();
         drop(second);
+        // It is killed at once, and gone a moment later.
+        let began = std::time::Instant::now();
+        while processes("joined-3") > 0 && began.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         assert_eq!((processes("joined-3"), processes("joined-2")), (0, 1));
         drop(first);
         assert_eq!(third.wait().await.unwrap().signal, Some(9));

@@ -171,6 +171,7 @@ impl Room {
             executor: executor.clone(),
             parallel: Arc::new(tokio::sync::Semaphore::new(4)),
             shared: slipway_solver::Shared::default(),
+            devices: slipway_solver::device::Devices::none(),
         };
         let client = LocalFolders::new(BTreeMap::from([("context".into(), self.context())]), None);
         let progress = Arc::new(Recorder::default());
@@ -578,6 +579,7 @@ async fn merges_cannot_exhaust_memory() {
         executor: Arc::new(Counting::default()),
         parallel: Arc::new(tokio::sync::Semaphore::new(4)),
         shared: slipway_solver::Shared::default(),
+        devices: slipway_solver::device::Devices::none(),
     };
     let client = Arc::new(LocalFolders::new(BTreeMap::new(), None));
     let job = Job::new(worker, client, Arc::new(Recorder::default()));

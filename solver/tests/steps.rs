@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use libtest_mimic::{Arguments, Trial};
 use prost::Message as _;
 use slipway_solver::client::{AgentStream, SecretBytes, SecretProvider, SshAgents};
+use slipway_solver::device::{DeviceOptions, Devices};
 use slipway_solver::executor::{
     SandboxExecutor, SandboxOptions, helper_main, is_helper, prepare_stub,
 };
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
         ("limits_and_names_hold", limits_and_names_hold),
         ("control_groups_hold", control_groups_hold),
         ("insecure_steps_need_leave", insecure_steps_need_leave),
+        ("devices_are_given_as_described", devices_are_given_as_described),
+        ("devices_need_leave", devices_need_leave),
+        ("hooks_of_devices_prepare_the_root", hooks_of_devices_prepare_the_root),
         ("parts_of_the_context_count_alone", parts_of_the_context_count_alone),
         ("mounted_parts_of_steps_count_by_content", mounted_parts_of_steps_count_by_content),
     ];
@@ -172,6 +176,16 @@ impl Room {
         self.folder.path().join(name)
     }
 
+    /// The devices that a test has described.
+    fn devices(&self) -> Devices {
+        Devices::new(DeviceOptions { folders: vec![self.path("cdi")], auto_allowed: vec![] })
+    }
+
+    fn describe_devices(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path("cdi")).unwrap();
+        fs::write(self.path("cdi").join(name), text).unwrap();
+    }
+
     fn store(&self) -> Store {
         let store = Store::open(&self.path("store")).unwrap();
         prepare_stub(&store.stub_folder()).unwrap();
@@ -195,6 +209,7 @@ impl Room {
                 executor: Arc::new(SandboxExecutor::new(SandboxOptions::default())),
                 parallel: Arc::new(tokio::sync::Semaphore::new(8)),
                 shared: slipway_solver::Shared::default(),
+                devices: self.devices(),
             };
             let folders = ["base", "context"].map(|name| (name.to_owned(), self.path(name))).into();
             let client = Arc::new(LocalFolders::new(folders, None));
@@ -568,6 +583,162 @@ fn insecure_steps_need_leave() {
     services.entitlements.security_insecure = true;
     let result = room.solve(&graph, &[(&step, 0)], services).unwrap().pop().unwrap();
     assert_eq!(read(&result, "out").as_deref(), Some("yes"));
+}
+
+fn with_devices(script: &str, devices: &[&str]) -> pb::ExecOp {
+    let device = |name: &&str| pb::CdiDevice { name: (*name).into(), optional: false };
+    pb::ExecOp { cdi_devices: devices.iter().map(device).collect(), ..shell(script, vec![]) }
+}
+
+fn allowing(devices: &[&str]) -> Services {
+    let mut services = Services::default();
+    for device in devices {
+        services.entitlements.devices.add(device).unwrap();
+    }
+    services
+}
+
+fn devices_are_given_as_described() {
+    let room = Room::new();
+    let gift = room.path("gift");
+    fs::create_dir(&gift).unwrap();
+    fs::write(gift.join("f"), "given").unwrap();
+    let gift = gift.display();
+    room.describe_devices(
+        "v.yaml",
+        &format!(
+            "cdiVersion: 0.7.0\nkind: v.com/c\ncontainerEdits:\n  env: [ALL=yes, PATH=/other:/bin]\n\
+             devices:\n- name: a\n  containerEdits:\n    env: [ONE=a]\n    additionalGids: [0, 1234]\n    \
+             mounts: [{{hostPath: {gift}, containerPath: /gift, options: [ro, rbind]}}, \
+             {{hostPath: /dev/null, containerPath: /gone}}]\n    \
+             deviceNodes: [{{path: /dev/nothing, hostPath: /dev/null}}, \
+             {{path: /opt/v/zeros, type: c, major: 1, minor: 5, fileMode: 0640, gid: 9}}, {{path: /dev/pipe, type: p}}]\n"
+        ),
+    );
+    let mut graph = Graph::default();
+    let script = "set -e; echo $ONE $ALL $PATH $(id -G) > /work/out
+        echo x > /dev/nothing; echo x > /gone; head -c 3 /opt/v/zeros | tr '\\000' z >> /work/out
+        echo >> /work/out; stat -c '%n %F %a %u:%g %t:%T' /dev/nothing /opt/v/zeros /dev/pipe >> /work/out
+        cat /gift/f >> /work/out; echo more > /gift/f || echo ' once' >> /work/out; ls -A /dev | grep slipway || true";
+    let services = || allowing(&["v.com/c"]);
+    let mut op = with_devices(script, &["v.com/c=a"]);
+    let step = graph.exec(op.clone(), &[]);
+    let result = room.solve(&graph, &[(&step, 0)], services()).unwrap().pop().unwrap();
+    assert_eq!(
+        read(&result, "work/out").as_deref(),
+        Some(
+            "a yes /other:/bin 0 1234\nzzz\n/dev/nothing character special file 666 0:0 1:3\n\
+             /opt/v/zeros character special file 640 0:9 1:5\n/dev/pipe fifo 666 0:0 0:0\ngiven once"
+        )
+    );
+    // Nothing of it is in the result.
+    let layer = result.0.layer_folder(*result.1.layers.last().unwrap());
+    for path in ["opt", "gift", "gone", "dev"] {
+        assert!(!layer.join(path).exists(), "{path}");
+    }
+    // Device files belong to whoever the process is.
+    op = with_devices(
+        "stat -c '%u:%g' /dev/nothing > /dev/shm/s; cat /dev/shm/s > /tmp/out",
+        &["v.com/c=a"],
+    );
+    fs::set_permissions(room.path("base/tmp"), fs::Permissions::from_mode(0o777)).unwrap();
+    op.meta.as_mut().unwrap().user = "33:44".into();
+    let step = graph.exec(op, &[]);
+    let result = room.solve(&graph, &[(&step, 0)], services()).unwrap().pop().unwrap();
+    assert_eq!(read(&result, "tmp/out").as_deref(), Some("33:44"));
+}
+
+fn hooks_of_devices_prepare_the_root() {
+    let room = Room::new();
+    // As hooks do, these look the root up in the bundle that they are told of.
+    let script = "set -e; state=$(cat); bundle=${state#*\\\"bundle\\\":\\\"}; bundle=${bundle%%\\\"*}\n\
+                  root=$(sed 's/.*\"root\":{\"path\":\"\\([^\"]*\\).*/\\1/' $bundle/config.json)\n\
+                  test -e $root/dev/nothing; echo $0 $1 $V $(pwd -P | grep -c $root) > $root/work/hook; echo said; exit $CODE\n";
+    let program = room.path("hook");
+    fs::write(&program, format!("#!/bin/bash\n{script}")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = program.display();
+    let describe = |hook: &str| {
+        let text = format!(
+            "cdiVersion: 0.6.0\nkind: v.com/c\ndevices:\n- name: a\n  containerEdits:\n    \
+             deviceNodes: [{{path: /dev/nothing, hostPath: /dev/null}}]\n    hooks: [{{hookName: createContainer, {hook}}}]\n"
+        );
+        room.describe_devices("v.yaml", &text);
+    };
+    let run = |command: &str| {
+        let mut graph = Graph::default();
+        let step = graph.exec(with_devices(command, &["v.com/c=a"]), &[]);
+        let results = room.solve(&graph, &[(&step, 0)], allowing(&[""]));
+        results.map(|mut results| read(&results.pop().unwrap(), "work/hook"))
+    };
+    describe(&format!("path: {program}, args: [name, one], env: [V=v, CODE=0]"));
+    let said = run("cat /work/hook && test -z \"$V\"").unwrap().unwrap();
+    assert_eq!(said, format!("{program} one v 1"));
+    describe(&format!("path: {program}, args: [name], env: [CODE=3]"));
+    let error = run("true # 3").unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("the hook {program} of a device failed: exit status: 3: said")),
+        "{error}"
+    );
+    describe("path: /bin/sleep, args: [sleep, '1000'], timeout: 1");
+    let error = run("true # slow").unwrap_err().to_string();
+    assert!(
+        error.contains("the hook /bin/sleep of a device failed: it took more than 1 s"),
+        "{error}"
+    );
+    describe("path: /bin/no-such-hook");
+    let error = run("true # none").unwrap_err().to_string();
+    assert!(error.contains("cannot start it: No such file"), "{error}");
+}
+
+fn devices_need_leave() {
+    let room = Room::new();
+    let described = |name: &str, env: &str, auto: bool| {
+        format!(
+            "cdiVersion: 0.6.0\nkind: v.com/{name}\nannotations:\n  org.mobyproject.buildkit.device.autoallow: {auto}\n\
+             devices:\n- name: a\n  containerEdits:\n    env: [{env}]\n"
+        )
+    };
+    room.describe_devices("shut.yaml", &described("shut", "SHUT=1", false));
+    room.describe_devices("open.yaml", &described("open", "OPEN=1", true));
+    room.describe_devices("bad.json", "{");
+    let script = "echo $OPEN-$SHUT $(cat /proc/sys/kernel/random/uuid) > /out";
+    let said = |devices: &[&str], allowed: &[&str]| {
+        // Leave is asked for all steps of a graph.
+        let mut graph = Graph::default();
+        let step = graph.exec(with_devices(script, devices), &[]);
+        let results = room.solve(&graph, &[(&step, 0)], allowing(allowed));
+        results.map(|mut results| read(&results.pop().unwrap(), "out").unwrap())
+    };
+    let open = said(&["v.com/open"], &[]).unwrap();
+    assert!(open.starts_with("1- "), "{open}");
+    // The first of a kind is known as the one that it was.
+    assert_eq!(said(&["v.com/open=a"], &[]).unwrap(), open);
+    assert_eq!(said(&["v.com/open=*"], &["v.com/shut"]).unwrap(), open);
+    let both = said(&["v.com/open", "v.com/shut"], &["v.com/shut=a"]).unwrap();
+    assert!(both.starts_with("1-1 "), "{both}");
+    assert!(said(&["mine"], &["v.com/shut=a,alias=mine"]).unwrap().starts_with("-1 "));
+    assert!(said(&["v.com/shut"], &[""]).unwrap().starts_with("-1 "));
+    let error = said(&["v.com/open", "v.com/shut"], &[]).unwrap_err();
+    assert!(
+        error.to_string().contains("device v.com/shut=a is requested by the build but not allowed"),
+        "{error}"
+    );
+    assert!(error.vertex.is_some_and(|vertex| vertex.name.contains("sh -c")));
+    for allowed in [vec![], vec![""]] {
+        let error = said(&["v.com/gone"], &allowed).unwrap_err().to_string();
+        assert!(
+            error.contains("required device \"v.com/gone\" is not registered; ")
+                && error.contains("cdi/bad.json: "),
+            "{error}"
+        );
+    }
+    let mut graph = Graph::default();
+    let mut op = with_devices(script, &["v.com/gone"]);
+    op.cdi_devices[0].optional = true;
+    let step = graph.exec(op, &[]);
+    let results = room.solve(&graph, &[(&step, 0)], Services::default()).unwrap();
+    assert!(read(&results[0], "out").unwrap().starts_with("- "));
 }
 
 fn parts_of_the_context_count_alone() {

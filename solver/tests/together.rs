@@ -161,6 +161,7 @@ impl Process {
             executor: executor.clone(),
             parallel: Arc::new(Semaphore::new(1)),
             shared: Shared::default(),
+            devices: slipway_solver::device::Devices::none(),
         };
         Self { folder, executor, worker }
     }

@@ -263,7 +263,8 @@ fn normalize_arch(arch: &str, variant: &str) -> (String, String) {
     (arch.into(), variant.into())
 }
 
-fn compatible(arch: &str, variant: Option<&str>) -> Vec<(&'static str, Option<String>)> {
+/// Returns which architectures and variants serve one, best first. One that nobody knows serves itself.
+fn compatible<'a>(arch: &'a str, variant: Option<&str>) -> Vec<(&'a str, Option<String>)> {
     let version = |prefix: &str| {
         variant.and_then(|v| v.strip_prefix(prefix)).and_then(|v| v.parse::<u32>().ok())
     };
@@ -285,11 +286,7 @@ fn compatible(arch: &str, variant: Option<&str>) -> Vec<(&'static str, Option<St
             chain.extend((5..=8).rev().map(|l| ("arm", Some(format!("v{l}")))));
             chain
         }
-        other => KNOWN_ARCH
-            .iter()
-            .filter(|known| **known == other)
-            .map(|known| (*known, variant.map(Into::into)))
-            .collect(),
+        other => vec![(other, variant.map(Into::into))],
     }
 }
 
@@ -372,5 +369,17 @@ mod tests {
         assert!(p("linux/arm64").rank(&p("linux/arm/v7")).is_some());
         assert_eq!(p("linux/arm64").rank(&p("linux/amd64")), None);
         assert_eq!(p("linux/s390x").rank(&p("linux/s390x")), Some(0));
+    }
+
+    #[test]
+    fn an_architecture_that_nobody_knows_serves_itself() {
+        let p = |text: &str| text.parse::<Platform>().unwrap();
+        let wanted = p("windows(1.2.3)/bar");
+        assert_eq!(wanted.rank(&p("windows(1.2.3)/bar")), Some(0));
+        for other in
+            ["windows(1.1.0)/bar", "windows(1.2.3)/baz", "windows(1.2.3)/bar/v1", "linux/bar"]
+        {
+            assert_eq!(wanted.rank(&p(other)), None, "{other}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Archives in a build context: recognised by content, unpacked into a temporary folder.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,12 +14,20 @@ use crate::tree::scan::open_regular;
 /// The size of a tar header.
 const HEADER: usize = 512;
 
-/// Unpacks a file that is a tar, plain or compressed; `None` when it is something else. The folder lives until this
-/// process ends.
+/// An archive that was unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// What was in it. The folder lives until this process ends.
+    pub folder: PathBuf,
+    /// Directories that the archive does not list, which are there for what is in them.
+    pub implied: BTreeSet<Vec<u8>>,
+}
+
+/// Unpacks a file that is a tar, plain or compressed; `None` when it is something else.
 ///
 /// # Errors
 /// When it is an archive but a damaged one, or the disk fails.
-pub fn unpack(store: &Store, path: &Path) -> Result<Option<PathBuf>> {
+pub fn unpack(store: &Store, path: &Path) -> Result<Option<Unpacked>> {
     if !is_archive(path)? {
         return Ok(None);
     }
@@ -34,13 +43,13 @@ pub fn unpack(store: &Store, path: &Path) -> Result<Option<PathBuf>> {
     let lower = LayerStack::empty();
     let options =
         ApplyOptions { overlay: store.overlay(), lower: Some(&lower), ..ApplyOptions::default() };
-    match layer::apply(&mut reader, &folder, &options).map_err(|error| layer_error(failed(), error))
-    {
+    let applied = layer::apply_noting_implied(&mut reader, &folder, &options);
+    match applied.map_err(|error| layer_error(failed(), error)) {
         Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
             Err(Error::new(ErrorKind::Invalid, "the archive is damaged, or not one").because(error))
         }
         Err(error) => Err(error),
-        Ok(_) => Ok(Some(folder)),
+        Ok((_, implied)) => Ok(Some(Unpacked { folder, implied })),
     }
 }
 
@@ -123,7 +132,8 @@ mod tests {
         let store = Store::open(&folder.path().join("root")).unwrap();
         let path = folder.path().join("file");
         fs::write(&path, bytes).unwrap();
-        Ok(unpack(&store, &path)?.map(|folder| fs::read_to_string(folder.join("f")).unwrap()))
+        let unpacked = unpack(&store, &path)?;
+        Ok(unpacked.map(|unpacked| fs::read_to_string(unpacked.folder.join("f")).unwrap()))
     }
 
     #[test]
@@ -193,6 +203,36 @@ mod tests {
         assert_eq!(unpacked(&tar("f")[..600]).unwrap_err().kind(), ErrorKind::Invalid);
         let packed = gzip(&[tar("f"), vec![1; 100_000]].concat());
         assert_eq!(unpacked(&packed[..packed.len() - 20]).unwrap_err().kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn directories_that_are_listed_are_told_from_those_that_are_implied() {
+        let mut builder = tar::Builder::new(vec![]);
+        let mut add = |name: &str, kind: tar::EntryType, link: &str| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_mode(0o755);
+            header.set_size(0);
+            if !link.is_empty() {
+                header.set_link_name(link).unwrap();
+            }
+            builder.append_data(&mut header, name, std::io::empty()).unwrap();
+        };
+        add("listed/", tar::EntryType::Directory, "");
+        add("listed/implied/file", tar::EntryType::Regular, "");
+        add("late/file", tar::EntryType::Regular, "");
+        add("late/", tar::EntryType::Directory, "");
+        add("link", tar::EntryType::Symlink, "behind");
+        add("link/file", tar::EntryType::Regular, "");
+        add("gone/below/file", tar::EntryType::Regular, "");
+        add("gone", tar::EntryType::Regular, "");
+        let bytes = builder.into_inner().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("root")).unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, bytes).unwrap();
+        let implied = unpack(&store, &path).unwrap().unwrap().implied;
+        assert_eq!(implied, [b"behind".to_vec(), b"listed/implied".to_vec()].into());
     }
 
     #[test]

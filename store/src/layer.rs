@@ -28,6 +28,7 @@ pub mod tree;
 use std::fmt;
 use std::io;
 
+pub(crate) use apply::apply_noting_implied;
 pub use apply::{ApplyOptions, ApplyStats, apply};
 pub use compression::Compression;
 pub use diff::{DiffOptions, DiffStats, write_folder};

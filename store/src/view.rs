@@ -179,16 +179,26 @@ impl View {
     /// # Errors
     /// When links go round in circles, or the disk fails.
     pub fn resolve(&self, path: &[u8], last: bool) -> Result<Resolved> {
+        self.resolve_below(b"", path, last)
+    }
+
+    /// Like [`resolve`](Self::resolve), for a path relative to a directory that no link leads out of. The directory's own path is
+    /// taken literally.
+    ///
+    /// # Errors
+    /// When links go round in circles, or the disk fails.
+    pub fn resolve_below(&self, root: &[u8], path: &[u8], last: bool) -> Result<Resolved> {
         let mut links = 0;
         let mut todo: Vec<Vec<u8>> = components(path).rev().collect();
-        let mut at: Vec<u8> = vec![];
+        let mut at: Vec<u8> = root.to_vec();
         while let Some(component) = todo.pop() {
             match component.as_slice() {
                 b"." => continue,
-                b".." => {
+                b".." if at.len() > root.len() => {
                     at = split(&at).0.to_vec();
                     continue;
                 }
+                b".." => continue,
                 _ => {}
             }
             let next = join(&at, &component);
@@ -209,7 +219,7 @@ impl View {
                         ));
                     }
                     if target.starts_with(b"/") {
-                        at.clear();
+                        root.clone_into(&mut at);
                     }
                     todo.extend(components(&target).rev());
                 }

@@ -7,12 +7,14 @@
 //! - [`Registry`] is Debian's `docker-registry` on a free port of the loopback interface.
 //! - [`Server`] stands between `slipway` and a registry to watch or to spoil what they say; alone it counts how often
 //!   a `RUN` was executed, since builds see the network of the machine.
+//! - [`Daemon`] builds for other runs of `slipway`; what it holds can be compared from one moment to another.
 //! - [`Tree`] is what is in a directory, so that two directories can be compared in every respect that an image keeps.
 //! - [`Layout`] reads OCI image layouts without any code of slipway.
 //!
 //! A missing tool or binary fails the test that needs it: nothing is skipped.
 
 mod context;
+mod daemon;
 mod layout;
 mod registry;
 mod sandbox;
@@ -21,6 +23,7 @@ mod tools;
 mod tree;
 
 pub use context::Context;
+pub use daemon::{Daemon, Holdings};
 pub use layout::{Image, Layout};
 pub use registry::Registry;
 pub use sandbox::{Ran, Running, Sandbox, Slipway};

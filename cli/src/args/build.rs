@@ -87,7 +87,7 @@ pub(crate) struct BuildArgs {
     /// Write what is known about the result to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
-    /// Ask about the Dockerfile instead of building it: check, outline, targets
+    /// Ask about the Dockerfile instead of building it: check, outline, targets, convertllb
     ///
     /// With format=json the answer is JSON; with ignorestatus=true findings are no failure.
     #[arg(long, alias = "print", value_name = "METHOD", value_parser = call)]

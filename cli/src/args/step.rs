@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use slipway_engine::solver::DeviceGrants;
 
 use crate::failure::Failure;
 use crate::output::csv;
@@ -23,9 +24,13 @@ pub(crate) struct StepArgs {
     /// Add a line to the /etc/hosts of steps: HOST:IP
     #[arg(long = "add-host", value_name = "HOST:IP", value_parser = host)]
     pub(crate) add_hosts: Vec<HostSpec>,
-    /// Allow what steps may not do by themselves: network.host, security.insecure
+    /// Allow what steps may not do by themselves: network.host, security.insecure, device[=NAME[,alias=ALIAS]]
     #[arg(long, value_name = "ENTITLEMENT", value_parser = allow)]
     pub(crate) allow: Vec<Allow>,
+    /// Look for the devices of RUN --device in this folder; can be repeated [default: /etc/cdi, /var/run/cdi and
+    /// /etc/buildkit/cdi]
+    #[arg(long = "cdi-spec-dir", value_name = "FOLDER")]
+    pub(crate) device_folders: Vec<PathBuf>,
     /// Limit a resource of steps' processes: TYPE=SOFT[:HARD]
     #[arg(long = "ulimit", value_name = "LIMIT", value_parser = ulimit)]
     pub(crate) ulimits: Vec<String>,
@@ -89,12 +94,14 @@ pub(crate) struct SshSpec {
 pub(crate) struct HostSpec(Vec<String>);
 
 /// What may be allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Allow {
     /// The host's network by name.
     NetworkHost,
     /// No sandbox.
     SecurityInsecure,
+    /// Devices: which, or nothing for all.
+    Device(String),
 }
 
 /// What the arguments come to.
@@ -108,6 +115,8 @@ pub(crate) struct StepPlan {
     pub(crate) ssh: Vec<SshSpec>,
     /// What is allowed.
     pub(crate) allow: Vec<Allow>,
+    /// Where devices are described; empty for the usual folders.
+    pub(crate) device_folders: Vec<PathBuf>,
 }
 
 impl StepArgs {
@@ -158,6 +167,7 @@ impl StepArgs {
             secrets: self.secrets.clone(),
             ssh: self.ssh.clone(),
             allow: self.allow.clone(),
+            device_folders: self.device_folders.clone(),
         })
     }
 }
@@ -218,7 +228,14 @@ fn allow(text: &str) -> Result<Allow, String> {
     match text {
         "network.host" => Ok(Allow::NetworkHost),
         "security.insecure" => Ok(Allow::SecurityInsecure),
-        _ => Err("there are network.host and security.insecure".into()),
+        "device" => Ok(Allow::Device(String::new())),
+        _ => match text.strip_prefix("device=") {
+            // Only whether it can be read is of interest here.
+            Some(device) => {
+                DeviceGrants::default().add(device).map(|()| Allow::Device(device.into()))
+            }
+            None => Err("there are network.host, security.insecure and device".into()),
+        },
     }
 }
 
@@ -339,6 +356,10 @@ mod tests {
             "--ssh=k=/x,/y",
             "--allow",
             "security.insecure",
+            "--allow=device",
+            "--allow",
+            "device=v.com/c=a,alias=b",
+            "--cdi-spec-dir=/a",
         ])
         .unwrap();
         let places: Vec<_> = plan.secrets.into_iter().map(|secret| secret.from).collect();
@@ -352,7 +373,10 @@ mod tests {
             ]
         );
         assert_eq!((plan.ssh[1].id.as_str(), plan.ssh[1].paths.len()), ("k", 2));
-        assert_eq!(plan.allow, [Allow::SecurityInsecure]);
+        let devices = ["", "v.com/c=a,alias=b"].map(|text| Allow::Device(text.into()));
+        assert_eq!(plan.allow[1..], devices);
+        assert_eq!(plan.allow[0], Allow::SecurityInsecure);
+        assert_eq!(plan.device_folders, [PathBuf::from("/a")]);
     }
 
     #[test]
@@ -366,6 +390,8 @@ mod tests {
             ["--add-host", "a:b"],
             ["--add-host", "a:host-gateway"],
             ["--allow", "everything"],
+            ["--allow", "device=a,b=c"],
+            ["--allow", "device=a,b"],
             ["--ulimit", "nofile"],
             ["--shm-size", "1q"],
             ["--resource", "disk=1"],

@@ -26,9 +26,6 @@ const MAX_DOCKERFILE: u64 = 32 << 20;
 /// Archives are known by this many bytes.
 const START: u64 = 1024;
 
-/// What zstd frames begin with.
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-
 const CONTEXT: &str = "context";
 const DOCKERFILE: &str = "dockerfile";
 
@@ -192,12 +189,6 @@ async fn read_stdin() -> Result<Input, Failure> {
     }
     if is_archive(&start) {
         return Ok(Input::Archive(StdinUpload::new(start, rest)));
-    }
-    if start.starts_with(&ZSTD) {
-        return Err(Failure::new(
-            "standard input is compressed with zstd, which contexts cannot be",
-        )
-        .hint("send it plain, or compressed with gzip, bzip2 or xz"));
     }
     let (more, _) = read_to(MAX_DOCKERFILE).await?;
     whole([start, more].concat()).map(Input::Dockerfile)

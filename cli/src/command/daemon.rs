@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use slipway_daemon::control::Allowed;
 use slipway_daemon::listen::{Address, ListenOptions, TlsFiles};
 use slipway_engine::config::{
-    DaemonConfig, DiskSpace, LogFormat, LogLevel, NetworkMode, TlsConfig,
+    CdiConfig, DaemonConfig, DiskSpace, LogFormat, LogLevel, NetworkMode, TlsConfig,
 };
+use slipway_engine::solver::device::{DeviceOptions, Devices};
 use slipway_engine::store::registry::HostOptions;
 
 use crate::args::daemon::DaemonArgs;
@@ -30,6 +31,8 @@ pub(crate) struct DaemonOptions {
     pub(crate) listen: ListenOptions,
     /// What builds may ask for.
     pub(crate) allowed: Allowed,
+    /// The devices of steps.
+    pub(crate) devices: Devices,
     /// Labels of the worker.
     pub(crate) labels: BTreeMap<String, String>,
     /// How registries are reached.
@@ -127,7 +130,8 @@ pub(crate) fn plan(
         root,
         addresses,
         listen: ListenOptions { tls, owner: config.grpc.uid, group: config.grpc.gid },
-        allowed: allowed(&config.insecure_entitlements)?,
+        allowed: allowed(&config)?,
+        devices: devices(&config.cdi),
         labels: worker.labels.clone(),
         registries,
         log_format: config.log.format.unwrap_or(LogFormat::Text),
@@ -358,14 +362,15 @@ fn addresses(config: &DaemonConfig, places: &Places<'_>) -> Result<Vec<Address>,
     config.grpc.addresses.iter().map(parse).collect()
 }
 
-fn allowed(names: &[String]) -> Result<Allowed, Failure> {
-    let mut allowed = Allowed::default();
-    for name in names {
+fn allowed(config: &DaemonConfig) -> Result<Allowed, Failure> {
+    // Devices are there for builds to ask for, unless there are none.
+    let devices = config.cdi.disabled != Some(true);
+    let mut allowed = Allowed { devices, ..Allowed::default() };
+    for name in &config.insecure_entitlements {
         match name.as_str() {
             "network.host" => allowed.network_host = true,
             "security.insecure" => allowed.security_insecure = true,
-            // There are none that could be given away.
-            "device" => {}
+            "device" => allowed.devices = true,
             _ => {
                 return Err(Failure::new(format!("invalid entitlement: {name}"))
                     .hint("use network.host, security.insecure or device"));
@@ -373,6 +378,18 @@ fn allowed(names: &[String]) -> Result<Allowed, Failure> {
         }
     }
     Ok(allowed)
+}
+
+fn devices(config: &CdiConfig) -> Devices {
+    if config.disabled == Some(true) {
+        return Devices::none();
+    }
+    let mut options = DeviceOptions::default();
+    if !config.spec_dirs.is_empty() {
+        options.folders.clone_from(&config.spec_dirs);
+    }
+    options.auto_allowed.clone_from(&config.auto_allowed);
+    Devices::new(options)
 }
 
 fn log_level(
@@ -581,6 +598,29 @@ mod tests {
         let from_environment = Case::new(file).plan("slipway", &[], User::Root, &variable).unwrap();
         assert_eq!(from_environment.root, Path::new("/variable"));
         assert_eq!(from_environment.log_level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn devices_are_described_where_file_or_flags_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = "cdiVersion: 0.6.0\nkind: v.com/c\ndevices: [{name: a, containerEdits: {env: [A=1]}}]\n";
+        std::fs::write(folder.path().join("v.yaml"), spec).unwrap();
+        let path = folder.path().display();
+        let file = format!("[cdi]\nspecDirs = ['{path}']\nautoAllowed = ['v.com/c']\n");
+        let found = |file: &str, words: &[&str]| {
+            let options = options(file, words).unwrap();
+            let inventory = options.devices.read();
+            let infos: Vec<_> =
+                inventory.devices().map(|info| (info.name.clone(), info.auto_allow)).collect();
+            (infos, options.allowed.devices)
+        };
+        let name = || "v.com/c=a".to_owned();
+        assert_eq!(found(&file, &[]), (vec![(name(), true)], true));
+        let flag = format!("--cdi-spec-dir={path}");
+        assert_eq!(found("", &["--cdi-spec-dir=/absent", &flag]), (vec![(name(), false)], true));
+        assert_eq!(found(&file, &["--cdi-spec-dir=/absent"]), (vec![], true));
+        assert_eq!(found(&file, &["--cdi-disabled"]), (vec![], false));
+        assert_eq!(found(&format!("{file}disabled = true"), &[]), (vec![], false));
     }
 
     #[test]

@@ -37,8 +37,12 @@ pub(super) fn daemon(
     // Whose credentials count is for each client to say, so the daemon has none of its own.
     let mut engine = EngineOptions::new(&options.root);
     engine.registries.clone_from(&options.registries);
+    engine.devices = options.devices.clone();
     let engine = Engine::open(engine)
         .map_err(|error| Failure::of(&error).hint("choose another state folder with --root DIR"))?;
+    for problem in options.devices.read().problems() {
+        tracing::warn!("cannot use a file that describes devices: {problem}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -144,6 +144,7 @@ fn wanted(metadata: &MetadataMap) -> Result<LocalRequest, Status> {
         follow_paths: list("followpaths")?,
         include: list("include-patterns")?.unwrap_or_default(),
         exclude: list("exclude-patterns")?.unwrap_or_default(),
+        fresh: false,
     })
 }
 

@@ -69,7 +69,12 @@ pub(super) async fn export(
         let mut result = BuildResult::default();
         match exporter.r#type.as_str() {
             "image" => {
-                let export = Export::Image(image_options(&attrs)?);
+                let mut options = image_options(&attrs)?;
+                // What was pushed, or has no name, no client will ask this daemon for; to keep it under a name would keep it
+                // for ever.
+                let pushed = options.push || options.push_by_digest;
+                options.keep.get_or_insert(!pushed && !options.names.is_empty());
+                let export = Export::Image(options);
                 target.make(results, multi_platform, export, &mut result).await?;
             }
             kind @ ("oci" | "docker") => {

@@ -123,7 +123,7 @@ impl Gateway {
                 .map_err(|_| Status::invalid_argument(format!("unknown network {network}")))?,
             hostname: request.hostname.clone(),
             extra_hosts,
-            platform: platform.as_ref().map(Platform::from),
+            platform: platform.as_ref().map(platform_of),
         };
         let container = self.build.container(container).await;
         let running = Arc::new(Running {
@@ -238,10 +238,14 @@ impl Gateway {
         };
         let Some(left) = left else { return solve_status(error) };
         let Left { op, inputs, mounts } = &**left;
-        failed_status(
-            error,
-            &Failed { op, inputs: self.name_all(inputs), mounts: self.name_all(mounts) },
-        )
+        let (inputs, mounts) = (self.name_all(inputs), self.name_all(mounts));
+        let digest = error.vertex.as_ref().map(|vertex| &vertex.digest);
+        // What the solver had of it may have been changed by then.
+        let op = digest.and_then(|digest| self.operation(digest)).unwrap_or_else(|| pb::Op {
+            op: Some(pb::op::Op::Exec(op.clone())),
+            ..pb::Op::default()
+        });
+        failed_status(error, &Failed { op: &op, inputs, mounts })
     }
 
     fn name_all(&self, bases: &[Option<Base>]) -> Vec<String> {
@@ -288,9 +292,28 @@ fn join(part: &str, path: &str) -> Result<String, Status> {
     Ok(format!("/{}/{}", part.trim_matches('/'), String::from_utf8_lossy(&inside)))
 }
 
+/// Returns the platform of a container. Callers that only mean the system leave the rest out.
+fn platform_of(platform: &pb::Platform) -> Platform {
+    let host = Platform::host();
+    match Platform::from(platform) {
+        named if !named.architecture.is_empty() => named,
+        named => Platform { architecture: host.architecture, variant: host.variant, ..named },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_system_alone_is_a_platform() {
+        let named = |os: &str, architecture: &str| {
+            let (os, architecture) = (os.into(), architecture.into());
+            platform_of(&pb::Platform { os, architecture, ..Default::default() })
+        };
+        assert_eq!(named("linux", ""), Platform::host());
+        assert_eq!(named("linux", "s390x"), Platform::new("linux", "s390x", None));
+    }
 
     #[test]
     fn paths_stay_in_their_part() {

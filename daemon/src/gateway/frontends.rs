@@ -243,8 +243,8 @@ impl FrontendImages {
             )
             .with(HealthServer::new(Alive));
         let begin = Arc::new(Mutex::new(vec![]));
-        let stdout = Begun { stream: stdout, begin: begin.clone() };
-        let io = tokio::io::join(stdout, stdin);
+        let stdout = Begun { stream: Arc::new(Mutex::new(stdout)), begin: begin.clone() };
+        let io = tokio::io::join(stdout.clone(), stdin);
         let words = LastWords::default();
         let (progress, stderr) = (build.progress().clone(), process.stderr.take());
         let shown = tokio::spawn(show(progress, name.to_owned(), stderr, words.clone()));
@@ -266,8 +266,14 @@ impl FrontendImages {
             }
             () = &mut said => None,
         };
-        // What is still in the pipe is read; what others hold open is not waited for.
-        let shown = tokio::time::timeout(Duration::from_secs(1), shown).await;
+        // What is still in the pipes is read; what others hold open is not waited for.
+        let moment = Duration::from_secs(1);
+        if begin.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            // Who found nobody to write to has not read.
+            let (mut rest, mut start) = (stdout, [0; BEGIN]);
+            drop(tokio::time::timeout(moment, rest.read(&mut start)).await);
+        }
+        let shown = tokio::time::timeout(moment, shown).await;
         drop(shown);
         let begin = std::mem::take(&mut *begin.lock().unwrap_or_else(PoisonError::into_inner));
         let nonsense = || {
@@ -376,8 +382,9 @@ fn found(gateway: &Gateway, outcome: Outcome) -> Result<FrontendResult, Status> 
 }
 
 /// Remembers how a stream begins.
+#[derive(Clone)]
 struct Begun {
-    stream: StreamReader,
+    stream: Arc<Mutex<StreamReader>>,
     begin: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -386,12 +393,13 @@ const BEGIN: usize = 200;
 
 impl AsyncRead for Begun {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(context, into);
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let polled = Pin::new(&mut *stream).poll_read(context, into);
         if let Poll::Ready(Ok(())) = polled {
             let mut begin = self.begin.lock().unwrap_or_else(PoisonError::into_inner);
             let room = BEGIN.saturating_sub(begin.len());

@@ -159,6 +159,8 @@ async fn start(
     let opened = opened.map_err(|error| {
         Status::resource_exhausted(format!("cannot open streams for a process: {error}"))
     })?;
+    let security = pb::SecurityMode::try_from(init.security)
+        .map_err(|_| Status::invalid_argument("invalid security mode"))?;
     let meta = init.meta.unwrap_or_default();
     let process = ContainerProcess {
         meta: pb::Meta {
@@ -168,7 +170,7 @@ async fn start(
             user: meta.user,
             ..pb::Meta::default()
         },
-        insecure: init.security == pb::SecurityMode::Insecure as i32,
+        insecure: security == pb::SecurityMode::Insecure,
         tty: init.tty,
         secret_env: init.secretenv,
     };

@@ -115,6 +115,7 @@ impl SessionFiles {
         let options = ReceiveOptions {
             name: &request.name,
             scope: scope(request),
+            fresh: request.fresh,
             limits: Limits::default(),
             progress: &mut |bytes| announced.tell(bytes),
         };

@@ -1,5 +1,7 @@
 //! Whole files.
 
+use slipway_store::filter::Filter;
+
 use super::*;
 
 fn config(text: &str) -> DaemonConfig {
@@ -414,6 +416,15 @@ fn the_usual_clean_up_depends_on_the_disk() {
         (large[2].reserved_bytes, large[2].max_used_bytes, large[2].min_free_bytes),
         (10 * gigabyte, 100 * gigabyte, 200 * gigabyte)
     );
+}
+
+#[test]
+fn the_first_of_the_usual_rules_is_about_what_is_easily_had_again() {
+    let rules = GcConfig::default().rules(1 << 40);
+    let filter = Filter::parse(&rules[0].filters, &["type"]).unwrap();
+    let is_about = |kind: &str| filter.holds(|_| Some(kind.to_owned()));
+    assert!(is_about("source.local") && is_about("exec.cachemount"));
+    assert!(is_about("source.git.checkout") && !is_about("regular"));
 }
 
 #[test]

@@ -123,8 +123,9 @@ pub struct GcRule {
     pub min_free_bytes: u64,
 }
 
-/// What the first of the usual rules is about: what is easily had again.
-const EASY_TYPES: &str = "type==source.local,type==exec.cachemount,type==source.git.checkout";
+/// What the first of the usual rules is about, any of it: what is easily had again.
+const EASY_TYPES: [&str; 3] =
+    ["type==source.local", "type==exec.cachemount", "type==source.git.checkout"];
 const GIGABYTE: u64 = 1_000_000_000;
 
 impl GcConfig {
@@ -167,7 +168,7 @@ impl GcConfig {
         let day = Duration::from_secs(24 * 60 * 60);
         vec![
             GcRule {
-                filters: vec![EASY_TYPES.into()],
+                filters: EASY_TYPES.map(str::to_owned).into(),
                 keep_duration: 2 * day,
                 max_used_bytes: 512_000_000,
                 ..GcRule::default()

@@ -13,6 +13,9 @@ use super::settings::Settings;
 use super::stage::format_all;
 use crate::{Bridge, BridgeError, LayoutImage};
 
+/// How often policies may make a context something else.
+const MAX_REPLACED: usize = 10;
+
 /// A named context as the caller gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NamedContext {
@@ -100,8 +103,29 @@ impl NamedContext {
         VertexOptions { name: format!("[context {}] {what}", self.key), ..VertexOptions::default() }
     }
 
-    /// Finds out what it is. An image is that for `platform`.
+    /// Finds out what it is. An image is that for `platform`, unless a policy makes it something else.
     pub(crate) async fn load(
+        &self,
+        settings: &Settings,
+        platform: &Platform,
+        bridge: &dyn Bridge,
+    ) -> std::result::Result<Loaded, LoadError> {
+        let mut context = self.clone();
+        for _ in 0..MAX_REPLACED {
+            let error = match context.load_once(settings, platform, bridge).await {
+                Err(LoadError::Bridge(what, error)) => (what, error),
+                other => return other,
+            };
+            match error.1.as_not_an_image().and_then(|image| as_context(&image.becomes)) {
+                Some(input) => context.input = input,
+                None => return Err(LoadError::Bridge(error.0, error.1)),
+            }
+        }
+        let message = format!("policies make one thing of another without end: {}", self.input);
+        Err(Problem::new(message).into())
+    }
+
+    async fn load_once(
         &self,
         settings: &Settings,
         platform: &Platform,
@@ -259,6 +283,17 @@ impl NamedContext {
         config.rootfs.diff_ids.clear();
         Ok(Loaded { files: Contents::Ready(state), config: Some(config), original: Some(original) })
     }
+}
+
+/// Writes the identifier of a source as callers name contexts.
+fn as_context(identifier: &str) -> Option<String> {
+    let (scheme, rest) = identifier.split_once("://")?;
+    Some(match scheme {
+        "local" => format!("local:{rest}"),
+        // Policies name repositories without what they are reached by.
+        "git" => Some(format!("https://{rest}")).filter(|url| git::is_git(url))?,
+        _ => identifier.to_owned(),
+    })
 }
 
 impl Loaded {

@@ -4,16 +4,16 @@
 mod describe;
 mod json;
 mod lint;
+mod llb;
 mod table;
-
-use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::lint::Linter;
 use super::outline::{Outline, OutlineGrant, doc_comment};
+use super::problem::Problem;
 use super::settings::Settings;
-use super::{Input, convert};
+use super::{Input, build_one, convert};
 use crate::{Diagnostic, FrontendError, FrontendResult};
 
 use json::pretty;
@@ -25,9 +25,12 @@ const DESCRIBE: &str = "frontend.subrequests.describe";
 const OUTLINE: &str = "frontend.outline";
 const TARGETS: &str = "frontend.targets";
 const LINT: &str = "frontend.lint";
+const GRAPH: &str = "frontend.convertllb";
 
-/// The version of all answers.
+/// The version of all answers but one.
 const VERSION: &str = "1.0.0";
+/// The version of the answer that is a graph.
+const GRAPH_VERSION: &str = "0.1.0";
 
 /// Answers a request.
 ///
@@ -52,18 +55,39 @@ pub(super) async fn answer(id: &str, input: &Input<'_>) -> Result<FrontendResult
             let clean = results.warnings.is_empty() && results.build_error.is_none();
             (pretty(&results), results.to_text(None), Some(if clean { "0" } else { "1" }))
         }
+        GRAPH => {
+            return Ok(result(&[
+                ("result.json", &graph(input).await?),
+                ("version", GRAPH_VERSION),
+            ]));
+        }
         _ => return Err(FrontendError::unsupported_request(id)),
     };
-    let mut metadata = BTreeMap::new();
-    let mut put =
-        |key: &str, value: &str| metadata.insert(key.to_owned(), value.as_bytes().to_vec());
-    put("result.json", &json);
-    put("result.txt", &text);
-    put("version", VERSION);
-    if let Some(status) = status {
-        put("result.statuscode", status);
-    }
-    Ok(FrontendResult { metadata, ..FrontendResult::default() })
+    let mut values =
+        vec![("result.json", json.as_str()), ("result.txt", &text), ("version", VERSION)];
+    values.extend(status.map(|status| ("result.statuscode", status)));
+    Ok(result(&values))
+}
+
+fn result(values: &[(&str, &str)]) -> FrontendResult {
+    let value = |(key, value): &(&str, &str)| ((*key).to_owned(), value.as_bytes().to_vec());
+    FrontendResult { metadata: values.iter().map(value).collect(), ..FrontendResult::default() }
+}
+
+/// Returns the graph that a build would solve.
+async fn graph(input: &Input<'_>) -> Result<String, FrontendError> {
+    let settings = question(input.settings);
+    let input = Input { settings: &settings, ..*input };
+    let lint = input.linter()?;
+    let outcome = async {
+        let document = input.parse(&lint)?;
+        build_one(&input, &document, &settings.build_platform, &lint).await
+    };
+    let outcome = outcome.await;
+    input.warn(&lint);
+    let graph = llb::describe(outcome?.definition.as_ref());
+    let graph = graph.map_err(|error| input.file.error(Problem::new(error.to_string())))?;
+    Ok(pretty(&graph))
 }
 
 /// The settings of a question, which is about the platform of the builder whatever is asked to be built.

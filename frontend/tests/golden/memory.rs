@@ -21,6 +21,8 @@ pub(crate) struct Memory {
     files: BTreeMap<String, Bytes>,
     /// Local folders that stand for inputs.
     inputs: BTreeMap<String, String>,
+    /// What a policy makes of images.
+    policy: BTreeMap<String, String>,
     no_merge: bool,
     refs: Mutex<Vec<Definition>>,
     pub(crate) resolved: Mutex<Vec<String>>,
@@ -31,13 +33,15 @@ pub(crate) struct Memory {
 impl Memory {
     /// Lines of `attrs` that begin with `test-` say what the bridge has.
     pub(crate) fn new(files: BTreeMap<String, Bytes>, attrs: &str) -> Self {
-        let lines = attrs.lines().filter_map(|line| line.split_once('='));
-        let inputs = lines.filter_map(|(key, value)| {
-            Some((key.strip_prefix("test-input:")?.into(), value.into()))
-        });
+        let told = |prefix: &str| {
+            let lines = attrs.lines().filter_map(|line| line.split_once('='));
+            let lines = lines.filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value)));
+            lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+        };
         Self {
             files,
-            inputs: inputs.collect(),
+            inputs: told("test-input:"),
+            policy: told("test-policy:"),
             no_merge: attrs.lines().any(|line| line == "test-no-merge=1"),
             ..Self::default()
         }
@@ -117,7 +121,14 @@ impl Bridge for Memory {
         platform: &Platform,
         mode: ResolveMode,
     ) -> Result<ResolvedImage, BridgeError> {
-        self.answer(format!("{image} {platform} {mode:?}"), image, platform)
+        let mut image = image.clone();
+        while let Some(becomes) = self.policy.get(&image.familiar()) {
+            let Some(name) = becomes.strip_prefix("docker-image://") else {
+                return Err(BridgeError::not_an_image(format!("docker-image://{image}"), becomes));
+            };
+            image = name.parse().unwrap();
+        }
+        self.answer(format!("{image} {platform} {mode:?}"), &image, platform)
     }
 
     async fn resolve_layout(

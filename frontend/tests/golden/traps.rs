@@ -179,6 +179,33 @@ async fn trap_21_a_context_replaces_a_stage_or_an_image() {
 }
 
 #[tokio::test]
+async fn a_policy_may_make_the_image_of_a_context_something_else() {
+    let dockerfile = "FROM scratch AS a\nFROM base\nCOPY --from=a /f /";
+    let attrs = "context:a=docker-image://tool\nplatform=linux/amd64";
+    for (becomes, source) in [
+        ("local://test", "local://test"),
+        ("https://x/file", "https://x/file"),
+        ("https://x/y.git#main", "git://x/y.git#main"),
+        ("git://x/y.git#main", "git://x/y.git#main"),
+        ("docker-image://nopath", "library/tool:latest"),
+    ] {
+        let attrs = format!("{attrs}\ntest-policy:tool:latest={becomes}");
+        has(&built(dockerfile, &attrs).await, &[source]);
+    }
+    let digest = slipway_spec::Digest::of(b"x");
+    let layout = format!("{attrs}\ntest-policy:tool:latest=oci-layout://store/base@{digest}");
+    has(&built(dockerfile, &layout).await, &["in the layout store/base"]);
+    let refused =
+        "ref mutated by policy to non-image: docker-image://docker.io/library/tool:latest -> ";
+    for (attrs, message) in [
+        (format!("{attrs}\ntest-policy:tool:latest=git://x/y"), refused),
+        ("test-policy:base:latest=local://test".into(), "-> local://test"),
+    ] {
+        has(&built(dockerfile, &attrs).await, &[message]);
+    }
+}
+
+#[tokio::test]
 async fn trap_22_fetched_contexts_have_no_ignore_file() {
     // `own_ignore_file_replaces_that_of_the_context` is about the other half.
     let text = built("FROM base\nCOPY . /", "context=https://x/y.git").await;

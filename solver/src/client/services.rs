@@ -1,5 +1,6 @@
 //! Everything a build may use of its client beside folders, and what it was allowed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use slipway_store::registry::web::{Web, WebOptions};
@@ -11,18 +12,63 @@ use super::ssh::{NoAgents, SshAgents};
 use crate::error::Cause;
 use crate::source::git::GitOptions;
 
+/// What downloads of a build are asked for as: servers that let BuildKit in by its name mean this program, too. The version is
+/// that whose sources it follows.
+const USER_AGENT: &str =
+    concat!("slipway/", env!("CARGO_PKG_VERSION"), " (compatible; buildkit/v0.32)");
+
 /// What the user allowed a build beyond the usual.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entitlements {
     /// Steps that ask for the host's network by name.
     pub network_host: bool,
     /// Steps without a sandbox.
     pub security_insecure: bool,
+    /// Devices.
+    pub devices: DeviceGrants,
+}
+
+/// The devices that the user allowed a build, beside those that need no leave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceGrants {
+    /// All there are.
+    pub all: bool,
+    /// Single ones, kinds and classes, by the names that steps call them; and what each stands for, where that is not
+    /// what the name says.
+    pub named: BTreeMap<String, Option<String>>,
+}
+
+impl DeviceGrants {
+    /// Adds what was allowed: nothing is all, else a name as steps have it, or `NAME,alias=ANOTHER`.
+    ///
+    /// # Errors
+    /// When there is more in it.
+    pub fn add(&mut self, text: &str) -> Result<(), String> {
+        let mut fields = text.split(',');
+        let name = fields.next().unwrap_or_default();
+        if text.is_empty() {
+            self.all = true;
+            return Ok(());
+        }
+        let mut alias = None;
+        for field in fields {
+            match field.split_once('=') {
+                Some(("alias", value)) => alias = Some(value).filter(|alias| !alias.is_empty()),
+                Some((key, _)) => return Err(format!("unknown device config key {key:?}")),
+                None => return Err(format!("invalid device config {field:?}")),
+            }
+        }
+        match alias {
+            Some(alias) => self.named.insert(alias.into(), Some(name.into())),
+            None => self.named.insert(name.into(), None),
+        };
+        Ok(())
+    }
 }
 
 impl Entitlements {
     /// Refuses what the user did not allow.
-    pub(crate) fn check(self, insecure: bool, host_network: bool) -> Result<(), Cause> {
+    pub(crate) fn check(&self, insecure: bool, host_network: bool) -> Result<(), Cause> {
         for (asked, allowed, name) in [
             (insecure, self.security_insecure, "security.insecure"),
             (host_network, self.network_host, "network.host"),
@@ -39,7 +85,7 @@ impl Entitlements {
 impl Default for Entitlements {
     /// Steps have the host's network anyway, so asking for it by name is allowed; nothing else is.
     fn default() -> Self {
-        Self { network_host: true, security_insecure: false }
+        Self { network_host: true, security_insecure: false, devices: DeviceGrants::default() }
     }
 }
 
@@ -76,7 +122,7 @@ impl Default for Services {
             entitlements: Entitlements::default(),
             keep_failed: false,
             policies: SourcePolicies::default(),
-            web: Web::new(WebOptions::default()),
+            web: Web::new(WebOptions { user_agent: USER_AGENT.into(), ..WebOptions::default() }),
             git: GitOptions::default(),
         }
     }

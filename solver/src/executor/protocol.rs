@@ -137,6 +137,8 @@ pub(super) struct Failure {
 pub(super) enum Stage {
     /// Anything that is neither the image's nor the user's fault.
     Setup(String),
+    /// Preparing the root for a device; what was wrong.
+    Hook(String),
     /// Looking up the user.
     User(String),
     /// Entering the working directory.

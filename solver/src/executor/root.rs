@@ -10,11 +10,13 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, UnmountFlags};
 
+use super::hook;
 use super::mount::{attach, attach_at, bind, bind_fd, mount_overlay, new_mount};
 use super::mountpoint::{MountStub, Want, ensure, open_in_root};
-use super::protocol::{During, Failure};
+use super::protocol::{During, Failure, Stage};
 use super::sys;
-use super::{ExecMount, ExecMountKind, ExecSpec, Network, Writable};
+use super::user;
+use super::{DeviceKind, DeviceNode, ExecMount, ExecMountKind, ExecSpec, Network, Writable};
 
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
@@ -40,6 +42,8 @@ const READ_ONLY_PATHS: &[&str] =
     &["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
 /// Where a file in memory has its name while it is being mounted.
 const MEMORY_FILE: &str = "dev/.slipway";
+/// What the names of device files begin with that have no place yet, in `/dev`; none of its usual names is like that.
+const DEVICE_FILE: &str = ".slipway-device-";
 /// Name, major, minor.
 const DEVICES: &[(&str, u32, u32)] = &[
     ("null", 1, 3),
@@ -127,9 +131,12 @@ pub(super) fn build(spec: &ExecSpec, host: &Host) -> Result<(OwnedFd, Vec<MountS
     let fd = mount_overlay(&lower, Some(&writable), &stub_root, flags, host.in_user_namespace)?;
     let mut root = Root { fd, stubs: vec![], spec, host };
     root.mount_kernel_views()?;
-    root.mount_devices()?;
+    let devices = root.mount_devices()?;
     root.mount_requested()?;
+    root.attach_devices(devices)?;
     root.mount_network_files()?;
+    root.make_working_directory()?;
+    hook::call_all(spec, &stub_root)?;
     if !spec.insecure {
         root.hide()?;
     }
@@ -164,7 +171,14 @@ struct Root<'a> {
     host: &'a Host,
 }
 
-impl Root<'_> {
+/// Device files that were asked for: mounts without a place yet.
+struct Devices<'a> {
+    /// The folder where they were made, under names that nobody is to see.
+    folder: OwnedFd,
+    made: Vec<(&'a DeviceNode, OwnedFd, String)>,
+}
+
+impl<'a> Root<'a> {
     fn ensure(&mut self, dest: &str, want: Want) -> Result<OwnedFd, Failure> {
         ensure(self.fd.as_fd(), dest, want, &mut self.stubs)
             .during_at("prepare the mount point", dest)
@@ -219,7 +233,7 @@ impl Root<'_> {
 
     /// A step may keep the right to make device nodes, which images need, but must not open the host's disk through
     /// one. So every mount of the step refuses devices, and the few nodes of `/dev` are mounts of their own.
-    fn mount_devices(&mut self) -> Result<(), Failure> {
+    fn mount_devices(&mut self) -> Result<Devices<'a>, Failure> {
         const AT: &str = "/dev";
         let place = self.own_place("dev")?;
         let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
@@ -269,12 +283,112 @@ impl Root<'_> {
         if self.spec.tty {
             self.add_console(tmpfs.as_fd());
         }
+        // As the mount is now, so are those that are made of it.
+        let made = self.make_devices(tmpfs.as_fd())?;
         if self.spec.insecure {
             for name in HOST_DEVICES {
                 self.add_host_device(tmpfs.as_fd(), name);
             }
         } else {
             sys::restrict_mount(tmpfs.as_fd(), NO_DEVICES, false).during_at("restrict", AT)?;
+        }
+        Ok(Devices { folder: tmpfs, made })
+    }
+
+    /// Makes the working directory where the image has none; it is the user's, and stays.
+    fn make_working_directory(&self) -> Result<(), Failure> {
+        let (root, cwd) = (self.fd.as_fd(), self.spec.cwd.as_str());
+        let folder = OFlags::PATH | OFlags::DIRECTORY;
+        // Anything else that is wrong with it is an error when it is entered.
+        if open_in_root(root, cwd.as_bytes(), folder).err() != Some(Errno::NOENT) {
+            return Ok(());
+        }
+        // A user who is not there is an error later on.
+        let Ok(identity) = user::look_up(root, &self.spec.user) else { return Ok(()) };
+        let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+        let make = || -> Result<(), Errno> {
+            let mut made = vec![];
+            ensure(root, cwd, Want::Folder, &mut made)?;
+            for MountStub { path, .. } in &made {
+                let folder = open_in_root(root, path.as_bytes(), folder)?;
+                rustix::fs::chownat(&folder, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+            }
+            Ok(())
+        };
+        make().map_err(|errno| Failure {
+            stage: Stage::WorkingDirectory,
+            path: Some(cwd.into()),
+            errno: errno.raw_os_error(),
+        })
+    }
+
+    /// Makes the device files that were asked for.
+    fn make_devices(
+        &self,
+        folder: BorrowedFd<'_>,
+    ) -> Result<Vec<(&'a DeviceNode, OwnedFd, String)>, Failure> {
+        let spec = self.spec;
+        if spec.devices.is_empty() {
+            return Ok(vec![]);
+        }
+        // A user who is not there is an error later on.
+        let identity = user::look_up(self.fd.as_fd(), &spec.user).ok();
+        let owner = identity.map_or((0, 0), |identity| (identity.uid, identity.gid));
+        let mut made = vec![];
+        for (at, device) in spec.devices.iter().enumerate() {
+            let name = format!("{DEVICE_FILE}{at}");
+            let mount = self.make_device(folder, &name, device, owner);
+            let mount = mount.during_at("make the device", &device.dest)?;
+            made.push((device, mount, name));
+        }
+        Ok(made)
+    }
+
+    fn make_device(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &str,
+        device: &DeviceNode,
+        (uid, gid): (u32, u32),
+    ) -> Result<OwnedFd, Errno> {
+        let kind = match device.kind {
+            DeviceKind::Block => FileType::BlockDevice,
+            DeviceKind::Char => FileType::CharacterDevice,
+            DeviceKind::Fifo => FileType::Fifo,
+        };
+        let number = rustix::fs::makedev(device.major, device.minor);
+        if self.host.in_user_namespace && kind != FileType::Fifo {
+            // As with those that every step has: the host's, if it is what it is said to be.
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let node = rustix::fs::open(&device.source, flags, Mode::empty())?;
+            let stat = rustix::fs::fstat(&node)?;
+            if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != number {
+                return Err(Errno::NODEV);
+            }
+            return bind_fd(node.as_fd(), 0, false);
+        }
+        let mode = Mode::from_raw_mode(device.mode & 0o777);
+        rustix::fs::mknodat(folder, name, kind, mode, number)?;
+        let owner = (device.uid.unwrap_or(uid), device.gid.unwrap_or(gid));
+        if owner != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+            rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        bind(folder, name, 0, false)
+    }
+
+    /// Puts the device files that were asked for where they are to be, on top of what is mounted there.
+    fn attach_devices(&mut self, devices: Devices<'_>) -> Result<(), Failure> {
+        for (device, mount, name) in devices.made {
+            let place = self.ensure(&device.dest, Want::File)?;
+            attach(mount.as_fd(), place.as_fd()).during_at("mount the device", &device.dest)?;
+            match rustix::fs::unlinkat(&devices.folder, &name, AtFlags::empty()) {
+                // The host's own was never here.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    return Err(Failure::setup("remove a device from /dev", None, errno));
+                }
+            }
         }
         Ok(())
     }
@@ -365,10 +479,34 @@ impl Root<'_> {
                 let source = below(source, subpath.as_deref())?;
                 bind_fd(source.as_fd(), attributes(*readonly), true).during_at("bind", &path)
             }
+            ExecMountKind::Host { source: path, readonly, nosuid, noexec, recursive } => {
+                let name = path.to_string_lossy();
+                let source = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .during_at("open the mount's source", &name)?;
+                let stat = rustix::fs::fstat(&source).during_at("examine", &name)?;
+                let mut attributes = if *readonly { READ_ONLY } else { 0 };
+                // Whoever gives a step a single device file means it to be used.
+                attributes |= match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::CharacterDevice | FileType::BlockDevice => 0,
+                    _ => devices,
+                };
+                for (is_on, attribute) in
+                    [(nosuid, libc::MOUNT_ATTR_NOSUID), (noexec, libc::MOUNT_ATTR_NOEXEC)]
+                {
+                    attributes |= if *is_on { attribute } else { 0 };
+                }
+                bind_fd(source.as_fd(), attributes, *recursive).during_at("bind", &name)
+            }
             ExecMountKind::Overlay { lower, writable, subpath, readonly } => {
                 let empty = self.spec.stub.join("empty");
                 let readonly = *readonly || writable.is_none();
-                if let ([only], None) = (lower.as_slice(), writable) {
+                // The kernel stacks two folders or more.
+                let only = match (lower.as_slice(), writable) {
+                    ([], None) => Some(&empty),
+                    ([only], None) => Some(only),
+                    _ => None,
+                };
+                if let Some(only) = only {
                     let path = only.to_string_lossy();
                     let source =
                         rustix::fs::open(only, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())

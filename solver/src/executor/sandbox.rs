@@ -282,6 +282,7 @@ fn explain(emulation: &Emulation, failure: Failure, spec: &ExecSpec) -> ExecErro
     let command = path.clone().unwrap_or_default();
     match stage {
         Stage::Setup(stage) => ExecError::Setup { stage, path, source },
+        Stage::Hook(reason) => ExecError::Hook { path: command, reason },
         Stage::User(reason) => ExecError::User { user: command, reason },
         Stage::WorkingDirectory => ExecError::WorkingDirectory { path: command, source },
         Stage::NotFound => {

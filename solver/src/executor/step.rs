@@ -168,7 +168,8 @@ fn drop_rights(spec: &ExecSpec, identity: &Identity) -> Result<(), Failure> {
         })?;
         sys::set_seccomp_filter(&filter).during("set the system call filter")?;
     }
-    let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+    let groups = identity.groups.iter().chain(&spec.groups);
+    let groups: Vec<Gid> = groups.copied().map(Gid::from_raw).collect();
     match rustix::thread::set_thread_groups(&groups) {
         // A user namespace with a single mapped group may not set any, and has none to drop.
         Err(Errno::PERM) if groups.is_empty() => {}

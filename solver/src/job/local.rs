@@ -70,5 +70,6 @@ pub(super) fn local_request(op: &pb::op::Op) -> Result<Option<LocalRequest>> {
         follow_paths: list("local.followpaths")?,
         include: list("local.includepattern")?.unwrap_or_default(),
         exclude: list("local.excludepatterns")?.unwrap_or_default(),
+        fresh: source.attrs.get("local.differ").is_some_and(|differ| differ == "none"),
     }))
 }

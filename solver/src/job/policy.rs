@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use futures::future::try_join_all;
 use slipway_spec::Digest;
 use slipway_spec::llb::{Definition, pb};
+use slipway_store::blocking;
 
 use super::{Job, lock};
 use crate::client::policy::{PolicyAnswer, PolicyQuestion};
+use crate::device::Inventory;
 use crate::error::{Cause, Result, SolveError};
-use crate::graph::{self, Edge, encode};
+use crate::graph::{self, Edge, Leave, encode};
 use crate::policy::{self, Policy, PolicyError};
 use crate::source::metadata::SourceMetadata;
 
@@ -42,8 +44,19 @@ impl Job {
     ) -> Result<Edge> {
         let admitted = self.admit(definition, policies).await?;
         let definition = admitted.as_ref().unwrap_or(definition);
-        let entitlements = self.0.services.entitlements;
-        graph::load(definition, &mut lock(&self.0.vertices), entitlements, depth)
+        let devices = self.devices_for(definition).await?;
+        let leave = Leave { entitlements: &self.0.services.entitlements, devices: &devices };
+        graph::load(definition, &mut lock(&self.0.vertices), &leave, depth)
+    }
+
+    /// Looks which devices there are, if a definition asks for some.
+    async fn devices_for(&self, definition: &Definition) -> Result<Inventory> {
+        let asks = |op: &pb::Op| matches!(&op.op, Some(pb::op::Op::Exec(exec)) if !exec.cdi_devices.is_empty());
+        if !definition.vertices()?.iter().any(|(_, op)| asks(op)) {
+            return Ok(Inventory::default());
+        }
+        let devices = self.0.worker.devices.clone();
+        Ok(blocking::run(move || Ok(devices.read())).await?)
     }
 
     /// Whether anything decides about sources.

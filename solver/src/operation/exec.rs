@@ -20,12 +20,14 @@ use tokio::sync::mpsc;
 use self::left::Left;
 use self::mounts::Mounts;
 use crate::client::Services;
+use crate::device::Given;
 use crate::error::{Cause, Result};
 use crate::executor::cgroup::{ControlGroups, GroupLimits, Hierarchies};
 use crate::executor::limits::{Limits, ResourceLimit};
 use crate::executor::{self, ExecError, ExecSpec, Exit, MountStub, Network, Stdio};
 use crate::graph::Vertex;
 use crate::job::Worker;
+use crate::scratch::Scratch;
 
 /// Output that may wait for whoever shows it, in chunks; a step that writes faster is held back.
 const OUTPUT_CHUNKS: usize = 64;
@@ -49,9 +51,7 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
     let Step { worker, services, vertex, .. } = *step;
     let meta =
         op.meta.as_ref().ok_or_else(|| Cause::Invalid("a process without parameters".into()))?;
-    if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
-        return Err(Cause::Unsupported(format!("the device {:?}", device.name)).into());
-    }
+    let given = given_with_devices(worker, op).await?;
     let limits = resource_limits(meta)?;
     let groups = control_groups(meta, vertex.resources.as_ref()).await?;
     let secret_env = mounts::secret_env(services, &op.secretenv).await?;
@@ -65,7 +65,7 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
     };
     let mut mounts = Mounts::prepare(op, &sources).await?;
     let command = meta.args.join(" ");
-    let spec = ExecSpec {
+    let mut spec = ExecSpec {
         lower: mounts.root.lower.clone(),
         stub: worker.store.stub_folder(),
         upper: mounts.root.upper(),
@@ -90,7 +90,11 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
         tty: false,
         secret_env,
         limits: Limits { resources: limits, ..groups.limits() },
+        devices: vec![],
+        groups: vec![],
+        hooks: vec![],
     };
+    given.apply(&mut spec);
     let done = execute(worker, step.progress, vertex, spec).await;
     drop_groups(groups).await;
     let failed = match done {
@@ -145,6 +149,15 @@ fn resource_limits(meta: &pb::Meta) -> Result<Vec<ResourceLimit>> {
                 .map_err(|reason| Cause::Invalid(reason).into())
         })
         .collect()
+}
+
+/// Finds out what a process is given with the devices that it was admitted to.
+async fn given_with_devices(worker: &Worker, op: &pb::ExecOp) -> Result<Given> {
+    if op.cdi_devices.is_empty() {
+        return Ok(Given::default());
+    }
+    let (devices, wanted) = (worker.devices.clone(), op.cdi_devices.clone());
+    Ok(blocking::run(move || Ok(devices.read().give(&wanted))).await??)
 }
 
 /// Makes the groups that a process is to run in; none where nothing asks for one.
@@ -254,18 +267,18 @@ pub struct StepFolders {
     /// The layers below, base first.
     pub lower: Vec<PathBuf>,
     /// Holds `fs`, which takes what is written, and `work`, which the kernel uses.
-    home: PathBuf,
+    home: Scratch,
 }
 
 impl StepFolders {
     /// Returns the folder that takes what is written.
     pub fn upper(&self) -> PathBuf {
-        self.home.join("fs")
+        self.home.path().join("fs")
     }
 
     /// Returns the folder for the kernel's own use.
     pub fn work(&self) -> PathBuf {
-        self.home.join("work")
+        self.home.path().join("work")
     }
 
     /// Throws away what was written.
@@ -273,8 +286,8 @@ impl StepFolders {
     /// # Errors
     /// When it cannot be removed.
     pub fn discard(self) -> slipway_store::Result<()> {
-        fs::remove_dir_all(&self.home)
-            .map_err(|error| Error::io(format!("cannot remove {}", self.home.display()), error))
+        let what = format!("cannot remove {}", self.home.path().display());
+        self.home.remove().map_err(|error| Error::io(what, error))
     }
 
     /// Unpacks layers and makes the folders of a process on top of them.
@@ -293,19 +306,18 @@ impl StepFolders {
     /// # Errors
     /// When the disk fails.
     pub(crate) fn on(store: &Store, lower: Vec<PathBuf>) -> slipway_store::Result<Self> {
-        let home = store.temporary("step");
-        let upper = home.join("fs");
-        let work = home.join("work");
-        for folder in [&home, &upper, &work] {
+        let made = Self { lower, home: Scratch::new(store.temporary("step")) };
+        let (upper, work) = (made.upper(), made.work());
+        for folder in [made.home.path(), &upper, &work] {
             fs::create_dir(folder)
                 .map_err(|error| Error::io(format!("cannot create {}", folder.display()), error))?;
         }
-        match lower.last() {
+        match made.lower.last() {
             // The root directory of a mount has the attributes of the topmost folder.
             Some(below) => copy_attributes(below, &upper)?,
             None => set_mode(&upper, 0o755)?,
         }
-        Ok(Self { lower, home })
+        Ok(made)
     }
 
     fn finish(
@@ -321,7 +333,7 @@ impl StepFolders {
         executor::remove_stubs(&upper, stubs).map_err(|error| failed(&upper, error))?;
         let work = self.work();
         fs::remove_dir_all(&work).map_err(|error| failed(&work, error))?;
-        store.adopt_folder(&self.home, name)
+        self.home.give(|home| store.adopt_folder(home, name))
     }
 }
 

@@ -3,7 +3,7 @@
 //! The rules are those of BuildKit's file-op backend: contents of a directory are copied, not the directory; new parents
 //! belong to root (or to `--chown`) with mode 0755 (or `--chmod`); what exists is merged into or replaced.
 
-use std::path::Path;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -12,6 +12,7 @@ use slipway_spec::llb::pb::file_action::Action;
 use slipway_spec::llb::pb::user_opt::User;
 use slipway_spec::pattern::PatternMatcher;
 use slipway_store::Store;
+use slipway_store::archive::Unpacked;
 use slipway_store::tree::scan::{Everything, Ownership, ScanOptions, scan};
 use slipway_store::tree::{Content, Entry, Kind, clean, join, split};
 use slipway_store::view::View;
@@ -257,7 +258,7 @@ pub(crate) struct FileContext<'a> {
     pub(crate) inputs: &'a [Option<Arc<View>>],
 }
 
-/// Applies one action to `target`; `source` is what a copy reads.
+/// Applies one action to `target`; `source` is what a copy reads, without which that is empty.
 ///
 /// # Errors
 /// When the action cannot be done; `target` is then to be thrown away.
@@ -269,10 +270,9 @@ pub(crate) fn apply(
 ) -> Result<()> {
     match action {
         Action::Copy(copy) => {
-            let Some(source) = source else {
-                return Err(Cause::Invalid(format!("copy of {:?} has no source", copy.src)).into());
-            };
-            Copier::new(copy, target, source, context)?.run()
+            // Nothing at all can be copied from, too.
+            let scratch = View::default();
+            Copier::new(copy, target, source.unwrap_or(&scratch), context)?.run()
         }
         Action::Mkfile(file) => {
             let path = resolve_for_write(target, &file.path)?;
@@ -533,9 +533,9 @@ impl<'a> Copier<'a> {
         let is_folder = dest.ends_with(b"/") || dest.ends_with(b"/.") || clean(dest).is_empty();
         let resolved = self.target.resolve(&clean(dest), true)?;
         if self.copy.attempt_unpack_docker_compatibility
-            && let Some(folder) = self.unpack(&found)?
+            && let Some(unpacked) = self.unpack(&found)?
         {
-            return self.merge_unpacked(&folder, &resolved.path);
+            return self.merge_unpacked(&unpacked, &resolved.path);
         }
         if found.entry.is_directory() && self.copy.dir_copy_contents {
             return self.copy_contents(&found.path, &resolved.path);
@@ -640,7 +640,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Unpacks a local archive into a folder of its own; `None` when the match is not an archive.
-    fn unpack(&self, found: &Match) -> Result<Option<std::path::PathBuf>> {
+    fn unpack(&self, found: &Match) -> Result<Option<Unpacked>> {
         match &found.entry.kind {
             Kind::File { content: Content::Host { path, .. }, .. } => {
                 Ok(slipway_store::archive::unpack(self.context.store, path)?)
@@ -656,9 +656,9 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn merge_unpacked(&mut self, folder: &Path, dest: &[u8]) -> Result<()> {
+    fn merge_unpacked(&mut self, unpacked: &Unpacked, dest: &[u8]) -> Result<()> {
         let options = ScanOptions { ownership: Ownership::Keep, memory: None };
-        let tree = scan(folder, &mut Everything, &options)?;
+        let tree = scan(&unpacked.folder, &mut Everything, &options)?;
         match self.target.get(dest)? {
             Some(entry) if entry.is_directory() => {}
             Some(_) => {
@@ -671,15 +671,47 @@ impl<'a> Copier<'a> {
                 make_parents(self.target, dest, &Entry { mode: 0o755, ..self.new_directory() })?;
             }
         }
+        // Where directories of the archive are that are not below `dest` by their names: links led there.
+        let mut places: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
         for (relative, entry) in tree.iter() {
+            let (parent, name) = split(&relative);
+            let parent = places.get(parent).map_or_else(|| join(dest, parent), Clone::clone);
+            let mut path = join(&parent, name);
+            let is_directory = entry.is_directory();
             let mut entry = entry.clone();
             if let Some((uid, gid)) = self.owner {
                 (entry.uid, entry.gid) = (uid, gid);
             }
-            // What is no directory is replaced by one of the archive's, a link to a directory included.
-            self.target.put(&join(dest, &relative), entry)?;
+            if unpacked.implied.contains(&relative) {
+                path = self.implied_directory(&path, dest, entry)?;
+            } else {
+                // What is no directory is replaced by one of the archive's, a link to a directory included.
+                self.target.put(&path, entry)?;
+            }
+            if is_directory && path != join(dest, &relative) {
+                places.insert(relative, path);
+            }
         }
         Ok(())
+    }
+
+    /// Finds or makes a directory that an archive does not list, and returns its real path. Links stay what they are; as for a
+    /// process whose root is `dest`, none leads out of that.
+    fn implied_directory(&mut self, path: &[u8], dest: &[u8], new: Entry) -> Result<Vec<u8>> {
+        let below = path.strip_prefix(dest).unwrap_or(path);
+        let resolved = self.target.resolve_below(dest, below, true)?;
+        match resolved.entry {
+            Some(entry) if entry.is_directory() => {}
+            Some(_) => {
+                let shown = path.escape_ascii();
+                return Err(Cause::Invalid(format!(
+                    "cannot unpack into /{shown}: it is not a directory"
+                ))
+                .into());
+            }
+            None => make_parents(self.target, &resolved.path, &new)?,
+        }
+        Ok(resolved.path)
     }
 }
 

@@ -9,7 +9,7 @@ use super::state::{Lines, Vertex};
 use super::{Definition, State, pb};
 
 /// The file that vertices were written in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SourceFile {
     /// Its name as the user knows it.
     pub filename: String,
@@ -17,6 +17,8 @@ pub struct SourceFile {
     pub language: String,
     /// Its bytes.
     pub data: Vec<u8>,
+    /// The graph that it was read from.
+    pub origin: Option<Arc<Definition>>,
 }
 
 /// Gathers everything a state needs, inputs first, each vertex once.
@@ -59,7 +61,7 @@ pub fn marshal(state: &State, source: Option<&SourceFile>) -> Option<Definition>
         infos: vec![pb::SourceInfo {
             filename: file.filename.clone(),
             data: file.data.clone(),
-            definition: None,
+            definition: file.origin.as_ref().map(|origin| origin.to_pb()),
             language: file.language.clone(),
         }],
     });
@@ -144,8 +146,12 @@ mod tests {
         );
         let actions = FileActions::new().copy(&one, Copy::default()).copy(&two, Copy::default());
         let both = State::merge(&[one.clone(), two.clone()], VertexOptions::default());
-        let source = SourceFile { filename: "F".into(), ..Default::default() };
+        let origin = Arc::new(marshal(&one, None).unwrap());
+        let source =
+            SourceFile { filename: "F".into(), origin: Some(origin.clone()), ..Default::default() };
         let definition = marshal(&both, Some(&source)).unwrap();
+        let infos = &definition.source.as_ref().unwrap().infos;
+        assert_eq!(infos[0].definition, Some(origin.to_pb()));
         // A merge lists an input as often as it was given; the vertex itself stands there once.
         assert_eq!(definition.vertices().unwrap()[1].1.inputs.len(), 2);
         assert_eq!(definition.ops.len(), 3);

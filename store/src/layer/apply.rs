@@ -84,6 +84,15 @@ pub fn apply(
     folder: &Path,
     options: &ApplyOptions<'_>,
 ) -> Result<ApplyStats, LayerError> {
+    apply_noting_implied(tar, folder, options).map(|(stats, _)| stats)
+}
+
+/// Like [`apply`]; also returns which directories are there only because an entry lies in them, by resolved path.
+pub(crate) fn apply_noting_implied(
+    tar: &mut dyn Read,
+    folder: &Path,
+    options: &ApplyOptions<'_>,
+) -> Result<(ApplyStats, BTreeSet<Vec<u8>>), LayerError> {
     let root = rustix::fs::open(
         folder,
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -98,6 +107,7 @@ pub fn apply(
         parents: Vec::new(),
         directories: BTreeMap::new(),
         opaque: BTreeSet::new(),
+        implied: BTreeSet::new(),
         buffer: vec![0; BUFFER],
         stats: ApplyStats::default(),
     };
@@ -118,6 +128,8 @@ struct Applier<'a> {
     directories: BTreeMap<Vec<u8>, (u32, i64)>,
     /// Opaque directories, by resolved path. The folder starts empty, so these are all.
     opaque: BTreeSet<Vec<u8>>,
+    /// Directories that the archive has not listed so far, by resolved path.
+    implied: BTreeSet<Vec<u8>>,
     buffer: Vec<u8>,
     stats: ApplyStats,
 }
@@ -289,6 +301,7 @@ impl<'a> Applier<'a> {
             host::set_xattr_at(parent.fd(), name, key, value)
         })?;
         self.directories.insert(path.to_vec(), (entry.mode, entry.mtime_seconds));
+        self.implied.remove(path);
         Ok(())
     }
 
@@ -517,6 +530,7 @@ impl<'a> Applier<'a> {
         };
         self.directories.retain(|other, _| !is_gone(other));
         self.opaque.retain(|other| !is_gone(other));
+        self.implied.retain(|other| !is_gone(other));
         Ok(())
     }
 
@@ -772,10 +786,12 @@ impl<'a> Applier<'a> {
             entry.xattrs = xattrs;
         }
         self.stats.implied_directories += 1;
-        self.directory(parent, name, path, &entry)
+        self.directory(parent, name, path, &entry)?;
+        self.implied.insert(path.to_vec());
+        Ok(())
     }
 
-    fn finish(self) -> Result<ApplyStats, LayerError> {
+    fn finish(self) -> Result<(ApplyStats, BTreeSet<Vec<u8>>), LayerError> {
         // Backwards: children before parents, so that a mode without permissions locks nobody out.
         for (path, (mode, mtime_seconds)) in self.directories.iter().rev() {
             let fail = |error| LayerError::storage(path, "set the mode and time", error);
@@ -786,7 +802,7 @@ impl<'a> Applier<'a> {
             rustix::fs::futimens(&directory, &host::times(clamp(*mtime_seconds), 0))
                 .map_err(fail)?;
         }
-        Ok(self.stats)
+        Ok((self.stats, self.implied))
     }
 }
 

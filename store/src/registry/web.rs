@@ -93,6 +93,27 @@ impl Web {
         url: &str,
         headers: &[(String, String)],
     ) -> Result<WebAnswer, RegistryError> {
+        self.ask(&Method::GET, url, headers).await
+    }
+
+    /// Like [`get`](Self::get), for an answer without content.
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get). A server may know of no such question.
+    pub async fn head(
+        &self,
+        url: &str,
+        headers: &[(String, String)],
+    ) -> Result<WebAnswer, RegistryError> {
+        self.ask(&Method::HEAD, url, headers).await
+    }
+
+    async fn ask(
+        &self,
+        method: &Method,
+        url: &str,
+        headers: &[(String, String)],
+    ) -> Result<WebAnswer, RegistryError> {
         let bad = |subject: &str, message: &str| {
             RegistryError::new(RegistryErrorKind::Protocol, subject, message)
         };
@@ -126,7 +147,7 @@ impl Web {
         }
         let transport = self.transport(&agent)?;
         for _ in 0..=self.0.options.max_redirects {
-            let answer = transport.send(&Method::GET, &url, &list, &Payload::Empty).await?;
+            let answer = transport.send(method, &url, &list, &Payload::Empty).await?;
             let (parts, body) = answer.into_parts();
             let moved = matches!(parts.status.as_u16(), 301 | 302 | 303 | 307 | 308);
             if !moved {

@@ -102,6 +102,15 @@ fn outline_and_targets_tell_what_a_file_offers() {
         (answer["targets"][1]["base"].as_str(), answer["targets"][1]["default"].as_bool()),
         (Some("base"), Some(true))
     );
+    let ran = sandbox.run(["build", "--call=convertllb", context.arg()]);
+    let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let copies = answer["def"]
+        .as_object()
+        .unwrap()
+        .values()
+        .filter_map(|op| op["file"]["actions"][0]["copy"]["src"].as_str());
+    assert_eq!(copies.collect::<Vec<_>>(), ["/f"]);
+    assert_eq!(answer["source"]["infos"][0]["filename"], "Dockerfile");
     let ran = sandbox.run(["build", "--call=subrequests.describe", context.arg()]);
     assert!(ran.stdout.contains("outline              1.0.0"), "{}", ran.stdout);
     let ran = sandbox.slipway(["build", "--call=nope", context.arg()]).fails(1);

@@ -94,9 +94,10 @@ fn an_archive_on_standard_input_is_a_context() {
         .file("other", "FROM scratch\nCOPY f /renamed\n")
         .file("d/x", "")
         .file(".dockerignore", "d/x");
-    for options in ["-cf", "-czf", "-cjf", "-cJf"] {
+    for options in ["--create", "--gzip", "--bzip2", "--xz", "--zstd"] {
         let archive = sandbox.path("context.tar");
-        tool(Command::new("tar").arg(options).arg(&archive).args(["-C", context.arg(), "."]));
+        let mut tar = Command::new("tar");
+        tool(tar.args([options, "-cf"]).arg(&archive).args(["-C", context.arg(), "."]));
         let bytes = fs::read(&archive).unwrap();
         // Ignore files are for folders of the client.
         assert_eq!(
@@ -141,16 +142,16 @@ fn archives_and_dockerfiles_are_fetched() {
     context.file("elsewhere", "FROM scratch\nCOPY f /by-url\n");
     let served = sandbox.path("served");
     fs::create_dir(&served).unwrap();
-    tool(Command::new("tar").arg("-czf").arg(served.join("a.tgz")).args([
-        "-C",
-        context.arg(),
-        ".",
-    ]));
+    for (option, name) in [("--gzip", "a.tgz"), ("--zstd", "a.tar.zst")] {
+        let mut tar = Command::new("tar");
+        tool(tar.args([option, "-cf"]).arg(served.join(name)).args(["-C", context.arg(), "."]));
+    }
     fs::write(served.join("Remote"), "FROM scratch\nCOPY context /self\n").unwrap();
     fs::copy(context.path().join("elsewhere"), served.join("elsewhere")).unwrap();
     let server = web(&served);
     let url = |path: &str| format!("http://{}/{path}", server.host());
     assert_eq!(built(&sandbox, &[&url("a.tgz")], None).paths(), ["f"]);
+    assert_eq!(built(&sandbox, &[&url("a.tar.zst")], None).paths(), ["f"]);
     assert_eq!(built(&sandbox, &["-f", "elsewhere", &url("a.tgz")], None).paths(), ["by-url"]);
     // A file that is no archive is the Dockerfile, and the only file there is.
     assert_eq!(built(&sandbox, &[&url("Remote")], None).paths(), ["self"]);

@@ -194,8 +194,8 @@ fn what_is_not_supported_yet_is_said_and_never_ignored() {
         (
             format!("FROM {BASE}\nRUN --device=example.com/gpu,required true\n"),
             2,
-            "device",
-            "not supported yet",
+            "example.com/gpu",
+            "is not registered",
         ),
         (
             format!("# syntax=localhost:1/other:1\nFROM {BASE}\n"),

@@ -9,6 +9,7 @@ mod check;
 mod concurrency;
 mod contexts;
 mod example;
+mod faults;
 mod frontends;
 mod harness;
 mod hostile_input;

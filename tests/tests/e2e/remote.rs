@@ -1,63 +1,14 @@
 //! Builds that a daemon makes: the client sends what is read, and takes what is made.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use slipway_tests::{
-    BASE, Context, Layout, Registry, Running, Sandbox, Server, Tree, base_archive, tool,
+    BASE, Context, Daemon, Layout, Registry, Sandbox, Server, Tree, base_archive, tool,
 };
-
-/// A daemon with a store of its own. Dropping it ends it.
-struct Daemon<'a> {
-    running: Option<Running<'a>>,
-    address: String,
-    root: PathBuf,
-}
-
-impl<'a> Daemon<'a> {
-    fn start(sandbox: &'a Sandbox) -> Self {
-        let (socket, root) = (sandbox.path("b.sock"), sandbox.path("builder"));
-        let root_arg = sandbox.arg("builder");
-        let base = base_archive().to_str().expect("the path is text");
-        sandbox.run(["--root", &root_arg, "load", "--input", base]);
-        let address = format!("unix://{}", socket.display());
-        let running = sandbox.slipway(["--root", &root_arg, "daemon", "--addr", &address]).start();
-        let began = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(30), "the daemon does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Self { running: Some(running), address, root }
-    }
-
-    /// The words of a build by it.
-    fn words<'b>(&'b self, context: &'b Context, options: &[&'b str]) -> Vec<&'b str> {
-        let mut words = vec!["build", "--progress=plain", "--builder", &self.address];
-        words.extend(options);
-        words.push(context.arg());
-        words
-    }
-
-    /// What is on its way, or was left behind, in the folder of each process that is at work; its lock is there all the time.
-    fn leftovers(&self) -> Vec<String> {
-        let processes = fs::read_dir(self.root.join("tmp")).expect("the daemon has a state folder");
-        let entries = processes.flatten().filter_map(|process| fs::read_dir(process.path()).ok());
-        let left = entries.flatten().flatten().filter(|entry| entry.file_name() != "lock");
-        left.map(|entry| entry.path().display().to_string()).collect()
-    }
-}
-
-impl Drop for Daemon<'_> {
-    fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.signal(Signal::TERM);
-            drop(running.wait());
-        }
-    }
-}
 
 fn small(sandbox: &Sandbox) -> Context {
     let context = sandbox.context("context");
@@ -119,7 +70,7 @@ fn results_come_as_folders_tars_and_archives() {
     fs::write(sandbox.path("docker.tar"), &ran.bytes).unwrap();
     let listed = tool(Command::new("tar").args(["-tf", &sandbox.arg("docker.tar")]));
     assert!(listed.contains("manifest.json"), "{listed}");
-    assert_eq!(daemon.leftovers(), Vec::<String>::new());
+    assert_eq!(daemon.holdings().temporary, Vec::<String>::new());
 }
 
 #[test]
@@ -152,8 +103,18 @@ fn images_are_pushed_with_the_credentials_of_this_machine() {
     let daemon = Daemon::start(&sandbox);
     let context = small(&sandbox);
     let name = registry.image("team/app:1");
+    let named = || {
+        let root = daemon.root().to_str().unwrap();
+        let repository = name.strip_suffix(":1").unwrap();
+        sandbox.run(["--root", root, "images"]).stdout.contains(repository)
+    };
     sandbox.run(daemon.words(&context, &["--push", "-t", &name]));
     assert!(registry.skopeo(&["inspect", "--raw"], "team/app:1").contains("layers"));
+    // No client could remove it from the daemon's store again.
+    assert!(!named());
+    let output = format!("type=image,name={name},push=true,store=true");
+    sandbox.run(daemon.words(&context, &["-o", &output]));
+    assert!(named());
 }
 
 #[test]
@@ -232,7 +193,7 @@ fn control_c_stops_the_build_of_the_daemon() {
         let ids = String::from_utf8_lossy(&shown).into_owned();
         let mine = |id: &&str| {
             let root = fs::read_to_string(format!("/proc/{id}/mountinfo")).unwrap_or_default();
-            root.contains(&daemon.root.display().to_string())
+            root.contains(&daemon.root().display().to_string())
         };
         ids.lines().filter(mine).count()
     };
@@ -252,7 +213,7 @@ fn contexts_come_from_standard_input_folders_and_layouts() {
     let context = small(&sandbox);
     let out = sandbox.arg("out");
     let local = format!("type=local,dest={out}");
-    let build = ["build", "--progress=plain", "--builder", &daemon.address, "-o", &local];
+    let build = ["build", "--progress=plain", "--builder", daemon.address(), "-o", &local];
     let tar = Command::new("tar").args(["-C", context.arg(), "-cz", "."]).output().unwrap().stdout;
     sandbox.slipway(build).args(["-"]).stdin(tar).succeeds();
     assert_eq!(fs::read_to_string(sandbox.path("out/files/f")).unwrap(), "content\n");
@@ -288,9 +249,9 @@ fn questions_are_answered_and_disk_space_is_told() {
     let ran = sandbox.run(daemon.words(&context, &["--call=targets"]));
     assert!(!ran.stdout.is_empty(), "{}", ran.stderr);
     sandbox.run(daemon.words(&context, &[]));
-    let shown = sandbox.run(["du", "--builder", &daemon.address]).stdout;
+    let shown = sandbox.run(["du", "--builder", daemon.address()]).stdout;
     assert!(shown.contains("Total:"), "{shown}");
-    let shown = sandbox.run(["prune", "--builder", &daemon.address, "--all", "--force"]).stdout;
+    let shown = sandbox.run(["prune", "--builder", daemon.address(), "--all", "--force"]).stdout;
     assert!(shown.contains("Total reclaimed space:"), "{shown}");
 }
 
@@ -303,13 +264,13 @@ fn a_builder_is_named_by_the_environment_and_missed_by_name() {
         let words = ["build", "--progress=plain", context.arg()];
         sandbox.slipway(words).env("BUILDKIT_HOST", address)
     };
-    let ran = by_environment(&daemon.address).succeeds();
+    let ran = by_environment(daemon.address()).succeeds();
     assert!(ran.stderr.contains("No output specified"), "{}", ran.stderr);
     let ran = by_environment("unix:///no/such/socket").fails(1);
     assert!(ran.error().contains("unix:///no/such/socket"), "{}", ran.error());
     let ran = by_environment("default").fails(1);
     assert!(ran.error().contains("it is no address"), "{}", ran.error());
     // An empty flag is this process, which puts the image into its store.
-    by_environment(&daemon.address).args(["--builder", "", "-t", "here:1"]).succeeds();
+    by_environment(daemon.address()).args(["--builder", "", "-t", "here:1"]).succeeds();
     assert!(sandbox.run(["images"]).stdout.contains("here"));
 }

@@ -36,7 +36,11 @@ pub(crate) fn print(
             return Err(Failure::new(&problem.message).with_excerpt(excerpt));
         }
     } else if !call.json {
-        context.printer.text(get("result.txt"));
+        match answer.get("result.txt") {
+            Some(text) => context.printer.text(text),
+            // Some answers are not for people.
+            None => context.printer.line(get("result.json")),
+        }
     }
     let status = get("result.statuscode").parse().unwrap_or(0);
     Ok(if call.ignore_status { 0 } else { status })
@@ -129,5 +133,6 @@ mod tests {
         let answer = [("result.json", "{}"), ("result.txt", "TARGET\n")];
         assert_eq!(printed(&["--call=targets"], &answer), (Ok(0), "TARGET\n".into()));
         assert_eq!(printed(&["--call", "outline,format=json"], &answer), (Ok(0), "{}\n".into()));
+        assert_eq!(printed(&["--call=convertllb"], &answer[..1]), (Ok(0), "{}\n".into()));
     }
 }

@@ -46,6 +46,10 @@ async fn a_client_asks_what_the_daemon_can_do() {
     let mut session = peer.session("s0", &[]).await;
     let pong = peer.gateway().ping(tagged("r0", PingRequest {})).await.unwrap().into_inner();
     assert!(!pong.frontend_api_caps.is_empty() && !pong.llb_caps.is_empty());
+    // Without these, buildx refuses `prune --max-used-space` and policies that are strict.
+    for name in ["gc.freespacefilter", "history.filter", "source.policy", "source.policy.session"] {
+        assert!(pong.llb_caps.iter().any(|cap| cap.id == name && cap.enabled), "{name}");
+    }
     assert!(!pong.workers[0].platforms.is_empty());
     peer.give("r0", Ok(result_of(""))).await.unwrap();
     let (solved, events) = begun.end().await;
@@ -225,6 +229,7 @@ async fn a_mistake_in_a_dockerfile_is_shown_where_it_is() {
         let place: Value = serde_json::from_slice(&source.expect("a place").value).unwrap();
         assert_eq!(place["info"]["filename"], "Dockerfile");
         assert_eq!(place["ranges"][0]["start"]["line"], 2);
+        assert!(place["info"]["definition"]["def"].is_array(), "{place}");
     }
 
     let folder = Folder::of(&["Dockerfile=FROM scratch\nCOPY nothing /\n", "a=1"]);
@@ -246,6 +251,7 @@ async fn a_mistake_in_a_dockerfile_is_shown_where_it_is() {
     assert_eq!(vertex["digest"], failed.digest);
     let place: Value = serde_json::from_slice(&details[1].value).unwrap();
     assert_eq!(place["ranges"][0]["start"]["line"], 2);
+    assert!(place["info"]["definition"]["def"].is_array(), "{place}");
 }
 
 #[tokio::test]
@@ -276,6 +282,24 @@ async fn what_is_not_there_is_refused_by_name() {
         solve(mistake).await,
         "granting entitlement network.host is not allowed by build daemon configuration"
     );
+    for (at, entitlement, says) in [
+        (
+            "c1",
+            "device",
+            "granting entitlement device is not allowed by build daemon configuration",
+        ),
+        (
+            "c2",
+            "device=v.com/c",
+            "granting entitlement device is not allowed by build daemon configuration",
+        ),
+        ("c3", "device=v.com/c,name=x", "unknown device config key \"name\""),
+        ("c4", "network.host=1", "unknown entitlement network.host=1"),
+    ] {
+        let entitlements = vec![entitlement.into()];
+        let mistake = SolveRequest { r#ref: at.into(), entitlements, ..base.clone() };
+        assert_eq!(solve(mistake).await, says);
+    }
     let mistake =
         SolveRequest { r#ref: "d".into(), frontend: "make.v0".into(), definition: None, ..base };
     assert_eq!(solve(mistake).await, "invalid frontend: make.v0");
@@ -337,6 +361,47 @@ async fn a_session_that_ends_takes_its_build_along() {
     let status = solved.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
     assert_eq!(status.message(), "session lost: the client has disconnected");
+}
+
+#[tokio::test]
+async fn a_build_that_runs_when_the_daemon_is_to_stop_goes_on_to_its_end() {
+    let rig = Rig::new();
+    let (connections, incoming) = futures::channel::mpsc::unbounded();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let daemon = rig.daemon.clone();
+    let serving = tokio::spawn(async move {
+        daemon.serve(incoming, async { stopped.await.unwrap() }).await.unwrap();
+    });
+    let connect = async || {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        connections.unbounded_send(Ok(theirs)).unwrap();
+        Peer::over(ours).await
+    };
+    let first = connect().await;
+    let begun = first.begin(SolveRequest { r#ref: "r".into(), ..SolveRequest::default() });
+    first.gateway().ping(tagged("r", PingRequest {})).await.unwrap();
+    stop.send(()).unwrap();
+    // Nobody else gets a build from now on, though everybody is heard.
+    let refused = async {
+        for id in 0.. {
+            let request = SolveRequest {
+                r#ref: format!("later-{id}"),
+                frontend: "none".into(),
+                ..SolveRequest::default()
+            };
+            let status = connect().await.control().solve(request).await.unwrap_err();
+            if status.code() == Code::Unavailable {
+                return status;
+            }
+        }
+        unreachable!()
+    };
+    let refused = tokio::time::timeout(SOON, refused).await.unwrap();
+    assert!(refused.message().contains("about to stop"), "{refused:?}");
+    // Clients may come with another connection in the middle of a build.
+    connect().await.give("r", Ok(result_of(""))).await.unwrap();
+    begun.end().await.0.unwrap();
+    tokio::time::timeout(SOON, serving).await.unwrap().unwrap();
 }
 
 #[tokio::test]

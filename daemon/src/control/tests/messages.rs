@@ -6,6 +6,7 @@ use slipway_spec::llb::pb;
 use slipway_spec::wire::gateway::{self, result};
 use slipway_transport::channel::Channel;
 use slipway_transport::router::Router;
+use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
@@ -21,6 +22,11 @@ impl Connection {
     pub(super) async fn open(router: Router) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         tokio::spawn(async move { router.serve(theirs, std::future::pending()).await });
+        Self::over(ours).await
+    }
+
+    /// A connection whose other end somebody serves.
+    pub(super) async fn over(ours: DuplexStream) -> Self {
         let end = CancellationToken::new();
         let (channel, connection) = Channel::open(ours, end.clone()).await.unwrap();
         Self { channel, end, connection: tokio::spawn(connection) }

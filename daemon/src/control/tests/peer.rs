@@ -54,7 +54,7 @@ impl Rig {
     /// A daemon over a folder that another one may have used, or may be using still.
     pub(super) fn over(root: Arc<tempfile::TempDir>, options: DaemonOptions) -> Self {
         let engine = Engine::open(EngineOptions::new(root.path())).unwrap();
-        let allowed = Allowed { network_host: false, security_insecure: false };
+        let allowed = Allowed::default();
         let options = DaemonOptions { allowed, ..options };
         Self { daemon: Daemon::new(engine, options).unwrap(), root }
     }
@@ -71,6 +71,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// A client over a connection whose other end somebody serves.
+    pub(super) async fn over(connection: tokio::io::DuplexStream) -> Self {
+        Self { connection: Connection::over(connection).await }
+    }
+
     pub(super) fn channel(&self) -> Channel {
         self.connection.channel.clone()
     }

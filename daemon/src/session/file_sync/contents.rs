@@ -110,6 +110,21 @@ impl FileCache {
         Ok(contents)
     }
 
+    /// Closes what neither a transfer nor a tree uses; it is opened again when it is needed. Returns how many folders that
+    /// were.
+    pub(crate) fn close_unused(&self) -> usize {
+        let mut open = lock(&self.0.open);
+        let before = open.len();
+        // Nobody gets at a slot meanwhile who has not got it already.
+        open.retain(|_, slot| {
+            Arc::strong_count(slot) > 1
+                || lock(slot)
+                    .as_ref()
+                    .is_some_and(|contents| Arc::strong_count(contents) > 1 || contents.is_used())
+        });
+        before - open.len()
+    }
+
     /// Lists what is kept. Blocks.
     ///
     /// # Errors
@@ -259,6 +274,12 @@ impl Contents {
         let path: Arc<Path> = object_path(&self.folder, object).into();
         state.lent.insert(object, Arc::downgrade(&path));
         path
+    }
+
+    /// Tells whether a transfer runs or a tree refers to files.
+    fn is_used(&self) -> bool {
+        let state = lock(&self.state);
+        state.active > 0 || state.lent.values().any(|path| path.strong_count() > 0)
     }
 
     /// Drops everything, unless a transfer runs.

@@ -37,6 +37,8 @@ pub(crate) struct ReceiveOptions<'a> {
     pub(crate) name: &'a str,
     /// Tells this selection of files from others under the same shared key.
     pub(crate) scope: u64,
+    /// Whether the content of files is asked for even if they look like those that are here.
+    pub(crate) fresh: bool,
     /// How much the other side may list.
     pub(crate) limits: Limits,
     /// Told the number of bytes that came, now and then.
@@ -55,7 +57,7 @@ pub(crate) async fn receive(
 ) -> Result<Tree, Error> {
     let mut receiver = Receiver {
         name: options.name,
-        known: transfer.index().cursor(),
+        known: (!options.fresh).then(|| transfer.index().cursor()),
         lender: transfer.lender(),
         writer: Writer::start(transfer, options.scope),
         listing: Listing::new(options.limits),
@@ -132,7 +134,7 @@ struct Incoming {
 
 struct Receiver<'a> {
     name: &'a str,
-    known: Cursor,
+    known: Option<Cursor>,
     lender: Lender,
     writer: Writer,
     listing: Listing,
@@ -246,7 +248,7 @@ impl Receiver<'_> {
             uid: stat.uid,
             gid: stat.gid,
         };
-        match self.known.find(path) {
+        match self.known.as_mut().and_then(|known| known.find(path)) {
             Some(kept) if kept.stamp == stamp => {
                 let path = self.lender.lend(kept.object);
                 let content = Content::Host { path, digest: Some(kept.digest) };

@@ -29,6 +29,18 @@ async fn transfer<F, T>(
 where
     F: Future<Output = T>,
 {
+    transfer_of(cache, scope, false, client).await
+}
+
+async fn transfer_of<F, T>(
+    cache: &FileCache,
+    scope: u64,
+    fresh: bool,
+    client: impl FnOnce(Messages, mpsc::Sender<Result<Packet, Status>>) -> F,
+) -> (Result<Tree, Error>, T)
+where
+    F: Future<Output = T>,
+{
     let (outgoing, mut requests) = mpsc::channel(1);
     let (answers, mut incoming) = mpsc::channel(1);
     let requests = futures::stream::poll_fn(move |context| requests.poll_recv(context)).map(Ok);
@@ -39,6 +51,7 @@ where
     let options = ReceiveOptions {
         name: "context",
         scope,
+        fresh,
         limits: Limits { entries: 20_000, text: 10 << 20 },
         progress: &mut progress,
     };
@@ -213,6 +226,32 @@ async fn only_what_changed_is_asked_for() {
     let (after, asked) = sync(&FileCache::new(root.path()), &folder).await;
     assert_eq!(asked, [""; 0]);
     assert_same(&after, &folder);
+}
+
+#[tokio::test]
+async fn what_is_to_be_fresh_is_sent_whatever_it_looks_like() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = FileCache::new(root.path());
+    let folder = |content: &'static str| {
+        let mut folder = Folder::of(&["b=same"]);
+        let stat = Stat { size: 3, ..go_sender::stat("a", FileType::Regular, 0o644) };
+        folder.add(stat, content.as_bytes().into());
+        folder
+    };
+    let (old, new) = (folder("old"), folder("new"));
+    let sync_fresh = async |folder: &Folder, fresh| {
+        let (tree, asked) = transfer_of(&cache, 1, fresh, async |requests, answers| {
+            go_sender::send(folder, requests, answers).await
+        })
+        .await;
+        (texts(&tree.unwrap())[0].1.clone(), asked.unwrap().len())
+    };
+    assert_eq!(sync_fresh(&old, false).await, ("old".to_owned(), 2));
+    // Size and time are the same.
+    assert_eq!(sync_fresh(&new, false).await, ("old".to_owned(), 0));
+    assert_eq!(sync_fresh(&new, true).await, ("new".to_owned(), 2));
+    assert_eq!(sync_fresh(&new, false).await, ("new".to_owned(), 0));
+    assert_eq!(objects(root.path()), 2);
 }
 
 #[tokio::test]
@@ -581,6 +620,27 @@ async fn two_processes_use_folders_of_their_own() {
 }
 
 #[tokio::test]
+async fn what_nobody_uses_is_closed_and_opened_again() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = FileCache::new(root.path());
+    let folder = Folder::of(&["a=1"]);
+    let (tree, _) = sync(&cache, &folder).await;
+    assert_eq!(cache.close_unused(), 0, "a tree refers to it");
+    assert_same(&tree, &folder);
+    drop(tree);
+    let opened = cache.clone();
+    let begun = blocking::run(move || Ok(opened.contents("key")?.begin())).await.unwrap();
+    assert_eq!(cache.close_unused(), 0, "a transfer runs");
+    drop(begun);
+    assert_eq!(cache.close_unused(), 1);
+    // It is nobody's now, and has what it had.
+    let (tree, asked) = sync(&FileCache::new(root.path()), &folder).await;
+    assert_eq!(asked, [""; 0]);
+    assert_same(&tree, &folder);
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
 async fn what_is_kept_can_be_listed_and_removed() {
     let root = tempfile::tempdir().unwrap();
     let cache = FileCache::new(root.path());
@@ -692,6 +752,7 @@ async fn folders_and_files_are_read_over_sessions() {
         follow_paths: None,
         include: vec!["a b".into(), "ö".into()],
         exclude: vec!["*.o".into(), "!x.o".into()],
+        fresh: false,
     };
     let tree = files.tree(&request).await.unwrap();
     assert_eq!(tree.len(), 4);

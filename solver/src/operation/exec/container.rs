@@ -129,6 +129,9 @@ impl Container {
             tty: process.tty,
             secret_env,
             limits: Default::default(),
+            devices: vec![],
+            groups: vec![],
+            hooks: vec![],
         })
     }
 

@@ -7,7 +7,7 @@ use slipway_spec::llb::pb;
 use slipway_store::snapshot::Snapshot;
 
 use super::StepFolders;
-use super::mounts::{Mounts, throw_away};
+use super::mounts::Mounts;
 
 /// What a process that failed was given, and what it made of it, by the mounts of its operation. It is thrown away when
 /// nobody knows of it any more.
@@ -32,24 +32,12 @@ pub enum Base {
 
 /// Folders that a failed process has written to.
 #[derive(Debug)]
-pub struct LeftFolders(Option<StepFolders>);
+pub struct LeftFolders(StepFolders);
 
 impl LeftFolders {
     /// Returns its folders, base first.
     pub(super) fn lower(&self) -> Vec<PathBuf> {
-        let folders = self.0.iter();
-        folders.flat_map(|at| at.lower.iter().cloned().chain([at.upper()])).collect()
-    }
-}
-
-impl Drop for LeftFolders {
-    fn drop(&mut self) {
-        let Some(folders) = self.0.take() else { return };
-        // Removing may take long; what is not removed now is when the store is opened again.
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || throw_away(folders))),
-            Err(_) => throw_away(folders),
-        }
+        self.0.lower.iter().cloned().chain([self.0.upper()]).collect()
     }
 }
 
@@ -64,7 +52,7 @@ impl Left {
         let mut after = inputs.clone();
         for (at, folders) in mounts.leave() {
             if let Some(place) = after.get_mut(at) {
-                *place = Some(Base::Left(Arc::new(LeftFolders(Some(folders)))));
+                *place = Some(Base::Left(Arc::new(LeftFolders(folders))));
             }
         }
         Self { op: op.clone(), inputs, mounts: after }

@@ -381,7 +381,7 @@ fn shown(kind: &ExecMountKind) -> Option<Vec<PathBuf>> {
     }
 }
 
-pub(super) fn throw_away(folders: StepFolders) {
+fn throw_away(folders: StepFolders) {
     if let Err(error) = folders.discard() {
         tracing::debug!(%error, "what a step wrote stays behind until this process ends");
     }

@@ -555,6 +555,77 @@ fn archives_are_unpacked_by_content() {
     );
 }
 
+#[test]
+fn directories_that_an_archive_does_not_list_are_what_they_were() {
+    let room = Room::new();
+    let folder = room.folder.path().join("context");
+    std::fs::create_dir(&folder).unwrap();
+    let mut archive = tar::Builder::new(vec![]);
+    let mut add = |path: &str, kind: tar::EntryType, link: &str| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_mtime(99);
+        header.set_size(0);
+        if !link.is_empty() {
+            header.set_link_name(link).unwrap();
+        }
+        archive.append_data(&mut header, path, std::io::empty()).unwrap();
+    };
+    add("var/run/listed/", tar::EntryType::Directory, "");
+    add("var/run/listed/file", tar::EntryType::Regular, "");
+    add("var/run/listed/link", tar::EntryType::Link, "var/run/listed/file");
+    add("var/run/new/file", tar::EntryType::Regular, "");
+    std::fs::write(folder.join("a.tar"), archive.into_inner().unwrap()).unwrap();
+    let options = ScanOptions { ownership: Ownership::Root, memory: None };
+    let source = View::of_tree(Arc::new(scan(&folder, &mut Everything, &options).unwrap()));
+    let run = |base: &[&str], dest: &str| {
+        let copy = pb::FileActionCopy {
+            attempt_unpack_docker_compatibility: true,
+            ..copy("/a.tar", dest)
+        };
+        room.apply(base, &source, vec![Action::Copy(copy)]).map(|changes| lines(&changes))
+    };
+    // A layer names the folders above what it changes, as they are.
+    let below = |above: &[&str], at: &str| {
+        let lines = ["listed/", "listed/file= 755", "listed/link= 755", "new/", "new/file= 755"];
+        let above = above.iter().map(|line| (*line).to_owned());
+        above.chain(lines.map(|line| format!("{at}/{line}"))).collect::<Vec<_>>()
+    };
+    // A link to a folder is followed, whatever it is called by; neither it nor the folder changes.
+    for link in ["/run", "../run"] {
+        let base = ["run/ 700 5:5", "var/ 700 5:5", &format!("var/run>{link}")];
+        assert_eq!(run(&base, "/").unwrap(), below(&["run/ 700 5:5"], "run"), "{link}");
+    }
+    // A link that leads to nothing gets what it leads to.
+    let found = run(&["var/", "var/run>/run"], "/").unwrap();
+    assert_eq!(found, below(&["run/"], "run"));
+    // Where the archive is unpacked is the root that links begin at, and that none leads out of.
+    for link in ["/run", "../../../run"] {
+        let base = ["run/", "sub/", "sub/run/", "sub/var/", &format!("sub/var/run>{link}")];
+        let found = run(&base, "/sub").unwrap();
+        assert_eq!(found, below(&["sub/", "sub/run/"], "sub/run"), "{link}");
+    }
+    assert_eq!(
+        run(&["var=file"], "/").unwrap_err(),
+        "cannot unpack into /var: it is not a directory"
+    );
+}
+
+#[test]
+fn nothing_at_all_can_be_copied_from() {
+    let room = Room::new();
+    let context = FileContext { store: &room.store, now: NOW, inputs: &[] };
+    let run = |src: &str| {
+        let mut target = view(&["a=1"]);
+        apply(&Action::Copy(copy(src, "/x")), &mut target, None, &context)
+            .map(|()| lines(&target.into_changes()))
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(run("/").unwrap(), ["x/"]);
+    assert_eq!(run("/foo").unwrap_err(), "\"/foo\": not found");
+}
+
 fn mkdir(path: &str, make_parents: bool) -> Action {
     let (mode, timestamp, owner) = (0o711, -1, None);
     Action::Mkdir(pb::FileActionMkDir { path: path.into(), mode, make_parents, owner, timestamp })

@@ -12,6 +12,7 @@ use slipway_store::{Error, Store, blocking};
 use super::command::{Git, Reach, Repository};
 use super::{Commit, GitSource, Times, is_commit};
 use crate::error::{Cause, Result};
+use crate::scratch::Scratch;
 use crate::source::metadata::GitMetadata;
 
 /// One commit on its way from a remote to a layer.
@@ -26,29 +27,16 @@ pub(super) struct Checkout<'a> {
 impl Checkout<'_> {
     pub(super) async fn make(&self, store: &Store, name: &str) -> Result<Snapshot> {
         self.fetch().await?;
-        let home = store.temporary("checkout");
-        let done = self.lay_out(&home).await;
-        let (store, name, home) = (store.clone(), name.to_owned(), home.clone());
-        match done {
-            Ok(()) => {
-                let adopted = blocking::run(move || {
-                    let layer = store.adopt_folder(&home, &name)?;
-                    store.set_layer_kind(layer, RecordKind::GitCheckout)?;
-                    Ok(layer)
-                })
-                .await?;
-                Ok(Snapshot { layers: vec![adopted] })
-            }
-            Err(error) => {
-                let removed = blocking::run(move || {
-                    fs::remove_dir_all(&home).map_err(|error| Error::io("cannot clean up", error))
-                });
-                if let Err(error) = removed.await {
-                    tracing::debug!(%error, "a checkout stays behind until this process ends");
-                }
-                Err(error)
-            }
-        }
+        let home = Scratch::new(store.temporary("checkout"));
+        self.lay_out(home.path()).await?;
+        let (store, name) = (store.clone(), name.to_owned());
+        let adopted = blocking::run(move || {
+            let layer = home.give(|home| store.adopt_folder(home, &name))?;
+            store.set_layer_kind(layer, RecordKind::GitCheckout)?;
+            Ok(layer)
+        })
+        .await?;
+        Ok(Snapshot { layers: vec![adopted] })
     }
 
     /// Reads the commit, and the tag that names it.
