@@ -2,6 +2,7 @@
 
 SHELL := /bin/sh
 CARGO ?= cargo
+FUZZ_TARGET ?= parse
 
 BUILD_TOOLS := cc:gcc /usr/include/stdlib.h:libc6-dev
 TEST_TOOLS := $(BUILD_TOOLS) qemu-aarch64-static:qemu-user-static qemu-x86_64-static:qemu-user-static \
@@ -69,7 +70,8 @@ bench-daemons: dist ## compares the daemon with buildkitd, if that is on PATH
 	python3 bench/daemons.py $(BENCH_ARGUMENTS)
 
 fuzz:            ## FUZZ_TARGET=parse|expand|ignore|dockerfile for FUZZ_SECONDS; needs cargo-fuzz and a C++ compiler
-	cd fuzz && $(CARGO) fuzz run -s none $(or $(FUZZ_TARGET),parse) -- -max_total_time=$(or $(FUZZ_SECONDS),3600) -timeout=20
+	cd fuzz && mkdir -p corpus/$(FUZZ_TARGET) && $(CARGO) fuzz run -s none $(FUZZ_TARGET) corpus/$(FUZZ_TARGET) \
+		$(patsubst fuzz/%,%,$(wildcard fuzz/seeds/$(FUZZ_TARGET))) -- -max_total_time=$(or $(FUZZ_SECONDS),3600) -timeout=20
 
 codegen:         ## writes spec/src/wire/ anew from spec/proto/
 	$(CARGO) run --package slipway-spec --features codegen --example codegen

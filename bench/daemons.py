@@ -388,7 +388,7 @@ def main():
     parser.add_argument("--records", type=int, default=10000, help="records in the store")
     parser.add_argument("--only", choices=[kind.name for kind in kinds], action="append", help="which workloads")
     parser.add_argument("--tools", default="slipway,buildkit", help="which daemons")
-    parser.add_argument("--slipway", default=f"{run.TARGET}/release/slipway")
+    parser.add_argument("--slipway", default=f"{run.TARGET}/dist/slipway")
     parser.add_argument("--work", default=f"{run.REPOSITORY}/.work/bench-daemons", help="where contexts and stores go")
     parser.add_argument("--markdown", help="write the table to this file as well")
     options = parser.parse_args()
