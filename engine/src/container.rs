@@ -100,24 +100,14 @@ impl Engine {
             stub: self.store().stub_folder(),
             upper: scratch.upper(),
             work: scratch.work(),
-            readonly_root: false,
-            mounts: vec![],
             args,
             env: environment(config.env, request.env, request.tty),
             cwd: request.workdir.unwrap_or(config.working_dir),
             user: request.user.unwrap_or(config.user),
-            hostname: String::new(),
             network: if request.network { Network::Host } else { Network::None },
-            insecure: false,
-            extra_hosts: vec![],
-            resolv_conf: None,
             platform: request.platform,
             tty: request.tty,
-            secret_env: vec![],
-            limits: Default::default(),
-            devices: vec![],
-            groups: vec![],
-            hooks: vec![],
+            ..ExecSpec::default()
         };
         ready();
         let exit = self.executor.run(spec, stdio).await?;

@@ -14,6 +14,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use slipway_spec::flag;
 use slipway_spec::llb::pb;
 
 pub(crate) use self::given::Given;
@@ -194,7 +195,7 @@ impl Inventory {
             annotations.extend(device.annotations.clone());
             let listed = |auto: &String| *auto == name || auto == kind;
             let auto_allow = options.auto_allowed.iter().any(listed)
-                || annotations.get(AUTO_ALLOW).is_some_and(|value| is_true(value));
+                || annotations.get(AUTO_ALLOW).and_then(|value| flag::parse(value)) == Some(true);
             let info = DeviceInfo { name: name.clone(), auto_allow, annotations };
             self.devices.insert(name, Known { info, at, file: file.clone() });
         }
@@ -339,11 +340,6 @@ impl Inventory {
         }
         Ok(given)
     }
-}
-
-/// The words that Go knows for this.
-fn is_true(text: &str) -> bool {
-    matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
 #[cfg(test)]

@@ -117,9 +117,11 @@ pub(crate) struct Leave<'a> {
     pub(crate) devices: &'a Inventory,
 }
 
-/// Loads a definition and returns the edge it stands for. `depth` is how many definitions it came out of.
+/// Loads a definition and returns the edge it stands for. `ops` are its [vertices](Definition::vertices), and `depth` is how
+/// many definitions it came out of.
 pub(crate) fn load(
     definition: &Definition,
+    ops: Vec<(Digest, pb::Op)>,
     known: &mut Vertices,
     leave: &Leave<'_>,
     depth: u32,
@@ -149,7 +151,7 @@ pub(crate) fn load(
         .collect();
     // Within one definition a digest names one vertex, whatever its freshness.
     let mut loaded: HashMap<Digest, Arc<Vertex>> = HashMap::new();
-    for (digest, op) in definition.vertices()? {
+    for (digest, op) in ops {
         let metadata = definition.metadata.get(&digest);
         let inputs = op
             .inputs
@@ -446,7 +448,7 @@ mod tests {
         depth: u32,
     ) -> Result<Edge> {
         let leave = Leave { entitlements, devices: &Inventory::default() };
-        load(definition, known, &leave, depth)
+        load(definition, definition.vertices()?, known, &leave, depth)
     }
 
     fn op(kind: pb::op::Op, inputs: Vec<pb::Input>) -> pb::Op {

@@ -132,24 +132,10 @@ impl Scratch {
             stub: self.path("stub"),
             upper: self.made(&format!("{name}-upper")),
             work: self.made(&format!("{name}-work")),
-            readonly_root: false,
-            mounts: vec![],
             args: ["sh", "-c", script].map(Into::into).into(),
             env: vec!["PATH=/usr/bin:/bin".into()],
-            cwd: String::new(),
-            user: String::new(),
-            hostname: String::new(),
             network: Network::Host,
-            insecure: false,
-            extra_hosts: vec![],
-            resolv_conf: None,
-            platform: Platform::host(),
-            tty: false,
-            secret_env: vec![],
-            limits: Default::default(),
-            devices: vec![],
-            groups: vec![],
-            hooks: vec![],
+            ..ExecSpec::default()
         }
     }
 

@@ -123,7 +123,7 @@ fn shell(script: &str, mounts: Vec<pb::Mount>) -> pb::ExecOp {
     let meta = pb::Meta {
         args: ["sh", "-c", script].map(Into::into).into(),
         env: vec!["PATH=/bin".into()],
-        cwd: "/work".into(),
+        cwd: "/srv".into(),
         remove_mount_stubs_recursive: true,
         ..Default::default()
     };
@@ -158,7 +158,7 @@ impl Room {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let room = Self { folder: tempfile::tempdir().unwrap() };
         let base = room.path("base");
-        for name in ["bin", "etc", "work", "tmp"] {
+        for name in ["bin", "etc", "srv", "tmp"] {
             fs::create_dir_all(base.join(name)).unwrap();
         }
         fs::copy(BUSYBOX, base.join("bin/busybox")).unwrap();
@@ -616,16 +616,16 @@ fn devices_are_given_as_described() {
         ),
     );
     let mut graph = Graph::default();
-    let script = "set -e; echo $ONE $ALL $PATH $(id -G) > /work/out
-        echo x > /dev/nothing; echo x > /gone; head -c 3 /opt/v/zeros | tr '\\000' z >> /work/out
-        echo >> /work/out; stat -c '%n %F %a %u:%g %t:%T' /dev/nothing /opt/v/zeros /dev/pipe >> /work/out
-        cat /gift/f >> /work/out; echo more > /gift/f || echo ' once' >> /work/out; ls -A /dev | grep slipway || true";
+    let script = "set -e; echo $ONE $ALL $PATH $(id -G) > /srv/out
+        echo x > /dev/nothing; echo x > /gone; head -c 3 /opt/v/zeros | tr '\\000' z >> /srv/out
+        echo >> /srv/out; stat -c '%n %F %a %u:%g %t:%T' /dev/nothing /opt/v/zeros /dev/pipe >> /srv/out
+        cat /gift/f >> /srv/out; echo more > /gift/f || echo ' once' >> /srv/out; ls -A /dev | grep slipway || true";
     let services = || allowing(&["v.com/c"]);
     let mut op = with_devices(script, &["v.com/c=a"]);
     let step = graph.exec(op.clone(), &[]);
     let result = room.solve(&graph, &[(&step, 0)], services()).unwrap().pop().unwrap();
     assert_eq!(
-        read(&result, "work/out").as_deref(),
+        read(&result, "srv/out").as_deref(),
         Some(
             "a yes /other:/bin 0 1234\nzzz\n/dev/nothing character special file 666 0:0 1:3\n\
              /opt/v/zeros character special file 640 0:9 1:5\n/dev/pipe fifo 666 0:0 0:0\ngiven once"
@@ -653,7 +653,7 @@ fn hooks_of_devices_prepare_the_root() {
     // As hooks do, these look the root up in the bundle that they are told of.
     let script = "set -e; state=$(cat); bundle=${state#*\\\"bundle\\\":\\\"}; bundle=${bundle%%\\\"*}\n\
                   root=$(sed 's/.*\"root\":{\"path\":\"\\([^\"]*\\).*/\\1/' $bundle/config.json)\n\
-                  test -e $root/dev/nothing; echo $0 $1 $V $(pwd -P | grep -c $root) > $root/work/hook; echo said; exit $CODE\n";
+                  test -e $root/dev/nothing; echo $0 $1 $V $(pwd -P | grep -c $root) > $root/srv/hook; echo said; exit $CODE\n";
     let program = room.path("hook");
     fs::write(&program, format!("#!/bin/bash\n{script}")).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -669,10 +669,10 @@ fn hooks_of_devices_prepare_the_root() {
         let mut graph = Graph::default();
         let step = graph.exec(with_devices(command, &["v.com/c=a"]), &[]);
         let results = room.solve(&graph, &[(&step, 0)], allowing(&[""]));
-        results.map(|mut results| read(&results.pop().unwrap(), "work/hook"))
+        results.map(|mut results| read(&results.pop().unwrap(), "srv/hook"))
     };
     describe(&format!("path: {program}, args: [name, one], env: [V=v, CODE=0]"));
-    let said = run("cat /work/hook && test -z \"$V\"").unwrap().unwrap();
+    let said = run("cat /srv/hook && test -z \"$V\"").unwrap().unwrap();
     assert_eq!(said, format!("{program} one v 1"));
     describe(&format!("path: {program}, args: [name], env: [CODE=3]"));
     let error = run("true # 3").unwrap_err().to_string();

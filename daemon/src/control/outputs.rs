@@ -1,6 +1,5 @@
 //! What is made of a build's result, and how it reaches the client.
 
-use slipway_spec::flag;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use slipway_engine::exporter::image::response;
 use slipway_engine::exporter::{Assembled, ImageOptions, PlatformResult};
 use slipway_engine::store::blocking;
 use slipway_engine::{Build, BuildError, BuildResult, Export, Task, source_date_epoch};
+use slipway_spec::flag;
 use slipway_spec::wire::control::{Exporter, SolveRequest};
 use tonic::Status;
 

@@ -44,15 +44,16 @@ impl Job {
     ) -> Result<Edge> {
         let admitted = self.admit(definition, policies).await?;
         let definition = admitted.as_ref().unwrap_or(definition);
-        let devices = self.devices_for(definition).await?;
+        let ops = definition.vertices()?;
+        let devices = self.devices_for(&ops).await?;
         let leave = Leave { entitlements: &self.0.services.entitlements, devices: &devices };
-        graph::load(definition, &mut lock(&self.0.vertices), &leave, depth)
+        graph::load(definition, ops, &mut lock(&self.0.vertices), &leave, depth)
     }
 
-    /// Looks which devices there are, if a definition asks for some.
-    async fn devices_for(&self, definition: &Definition) -> Result<Inventory> {
+    /// Looks which devices there are, if an operation asks for some.
+    async fn devices_for(&self, ops: &[(Digest, pb::Op)]) -> Result<Inventory> {
         let asks = |op: &pb::Op| matches!(&op.op, Some(pb::op::Op::Exec(exec)) if !exec.cdi_devices.is_empty());
-        if !definition.vertices()?.iter().any(|(_, op)| asks(op)) {
+        if !ops.iter().any(|(_, op)| asks(op)) {
             return Ok(Inventory::default());
         }
         let devices = self.0.worker.devices.clone();

@@ -85,14 +85,10 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
             .iter()
             .map(|host| (host.host.clone(), host.ip.clone()))
             .collect(),
-        resolv_conf: None,
         platform: vertex.platform.clone().unwrap_or_else(Platform::host),
-        tty: false,
         secret_env,
         limits: Limits { resources: limits, ..groups.limits() },
-        devices: vec![],
-        groups: vec![],
-        hooks: vec![],
+        ..ExecSpec::default()
     };
     given.apply(&mut spec);
     let done = execute(worker, step.progress, vertex, spec).await;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use slipway_tests::{BASE, Context, Daemon, Registry, Reply, Running, Sandbox, Server};
+use slipway_tests::{BASE, Context, Daemon, Holdings, Registry, Reply, Running, Sandbox, Server};
 
 /// Nothing that is waited for takes as long.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -27,26 +27,19 @@ fn kill(client: Running<'_>) {
     assert_eq!(ran.status.code(), None, "it was still under way: {}", ran.stderr);
 }
 
-/// Files below a folder with what they take on the disk.
-fn sizes(folder: &Path) -> Vec<(String, u64)> {
-    let mut found = vec![];
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let Ok(metadata) = entry.metadata() else { continue };
-        if metadata.is_dir() {
-            found.extend(sizes(&entry.path()));
-        } else {
-            found.push((entry.path().display().to_string(), metadata.len()));
-        }
-    }
-    found
-}
-
+/// The size of the largest file below a folder, in bytes.
 fn largest(folder: &Path) -> u64 {
-    sizes(folder).into_iter().map(|(_, size)| size).max().unwrap_or(0)
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => largest(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    fs::read_dir(folder).into_iter().flatten().flatten().map(size).max().unwrap_or(0)
 }
 
-/// The daemon has done everything once, so that what it keeps open for good is open.
-fn warm(sandbox: &Sandbox, daemon: &Daemon<'_>) {
+/// Starts a daemon that has done everything once, so that what it keeps open for good is open, with what it holds then.
+fn start_warm(sandbox: &Sandbox) -> (Daemon<'_>, Holdings) {
+    let daemon = Daemon::start(sandbox);
     let context = sandbox.context("warm");
     context.file("f", "x").dockerfile(&format!("FROM {BASE}\nCOPY f /f\nRUN cat /f\n"));
     let out = format!("type=local,dest={}", sandbox.arg("warm-out"));
@@ -54,6 +47,8 @@ fn warm(sandbox: &Sandbox, daemon: &Daemon<'_>) {
     fs::remove_dir_all(sandbox.path("warm-out")).expect("remove the result");
     // The build's own record is written a moment later.
     thread::sleep(Duration::from_millis(500));
+    let holdings = daemon.holdings();
+    (daemon, holdings)
 }
 
 /// Builds something new with every part of the daemon.
@@ -80,9 +75,7 @@ fn endless(context: &Context, server: &Server) {
 #[test]
 fn a_client_that_vanishes_while_it_sends_a_file_leaves_no_half_of_it() {
     let sandbox = Sandbox::new();
-    let daemon = Daemon::start(&sandbox);
-    warm(&sandbox, &daemon);
-    let before = daemon.holdings();
+    let (daemon, before) = start_warm(&sandbox);
     let context = sandbox.context("context");
     context.dockerfile("FROM scratch\nCOPY large /\n").file("large", "");
     let file = fs::File::options().write(true).open(context.path().join("large")).unwrap();
@@ -109,9 +102,7 @@ fn a_client_that_vanishes_while_it_sends_a_file_leaves_no_half_of_it() {
 #[test]
 fn a_client_that_vanishes_during_a_step_takes_all_its_processes_along() {
     let sandbox = Sandbox::new();
-    let daemon = Daemon::start(&sandbox);
-    warm(&sandbox, &daemon);
-    let before = daemon.holdings();
+    let (daemon, before) = start_warm(&sandbox);
     let server = Server::counter();
     let context = sandbox.context("context");
     endless(&context, &server);
@@ -131,8 +122,7 @@ fn a_client_that_vanishes_during_a_step_takes_all_its_processes_along() {
 #[test]
 fn a_client_that_vanishes_while_it_gets_a_result_leaves_nothing() {
     let sandbox = Sandbox::new();
-    let daemon = Daemon::start(&sandbox);
-    warm(&sandbox, &daemon);
+    let (daemon, _) = start_warm(&sandbox);
     let context = sandbox.context("context");
     context.dockerfile(&format!("FROM {BASE}\nRUN head -c {} /dev/zero > /large\n", 1u64 << 30));
     sandbox.run(daemon.words(&context, &[]));
@@ -158,9 +148,7 @@ fn a_client_that_vanishes_while_it_gets_a_result_leaves_nothing() {
 fn a_client_that_vanishes_during_a_push_leaves_no_tag() {
     let sandbox = Sandbox::new();
     let registry = Registry::start();
-    let daemon = Daemon::start(&sandbox);
-    warm(&sandbox, &daemon);
-    let before = daemon.holdings();
+    let (daemon, before) = start_warm(&sandbox);
     let context = sandbox.context("context");
     // The registry takes its time for the content of blobs, or for the manifest.
     for (part, tag) in [("/blobs/uploads/", "one"), ("/manifests/", "two")] {
@@ -201,9 +189,7 @@ fn a_client_that_vanishes_during_a_pull_leaves_no_half_of_a_blob() {
     let context = sandbox.context("context");
     context.file("f", slipway_tests::noise(1 << 20)).dockerfile("FROM scratch\nCOPY f /f\n");
     sandbox.build(&context, ["--push", "-t", &registry.image("team/app:1")]);
-    let daemon = Daemon::start(&sandbox);
-    warm(&sandbox, &daemon);
-    let before = daemon.holdings();
+    let (daemon, before) = start_warm(&sandbox);
     let slow = Server::start(Some(&registry.host()), |request| {
         if request.path.contains("/blobs/") {
             thread::sleep(Duration::from_secs(5));
@@ -221,9 +207,7 @@ fn a_client_that_vanishes_during_a_pull_leaves_no_half_of_a_blob() {
 #[test]
 fn of_clients_that_share_a_step_any_may_vanish() {
     let sandbox = Sandbox::new();
-    let daemon = Daemon::start(&sandbox);
-    warm(&sandbox, &daemon);
-    let before = daemon.holdings();
+    let (daemon, before) = start_warm(&sandbox);
     let server = Server::counter();
     let context = sandbox.context("context");
     let out = sandbox.arg("out");

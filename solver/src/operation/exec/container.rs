@@ -124,14 +124,10 @@ impl Container {
             network: if *network == pb::NetMode::None { Network::None } else { Network::Host },
             insecure: process.insecure,
             extra_hosts: extra_hosts.clone(),
-            resolv_conf: None,
             platform: platform.clone().unwrap_or_else(Platform::host),
             tty: process.tty,
             secret_env,
-            limits: Default::default(),
-            devices: vec![],
-            groups: vec![],
-            hooks: vec![],
+            ..ExecSpec::default()
         })
     }
 
