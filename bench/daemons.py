@@ -24,6 +24,9 @@ import run
 
 BUILDERS = 32
 
+# Seconds until a daemon has failed to start.
+START_LIMIT = 600
+
 
 class Daemon:
     """A daemon over a state folder of its own, and `buildctl` to speak to it."""
@@ -45,7 +48,7 @@ class Daemon:
         began = time.monotonic()
         self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         while not answers(self.socket):
-            if self.process.poll() is not None or time.monotonic() > began + 120:
+            if self.process.poll() is not None or time.monotonic() > began + START_LIMIT:
                 run.fail(f"{self.name} does not start; see {self.log.name}")
             time.sleep(0.0005)
         return time.monotonic() - began
@@ -58,8 +61,6 @@ class Daemon:
 
     def close(self):
         self.stop()
-        if self.root:
-            shutil.rmtree(self.root, ignore_errors=True)
         self.root = None
 
     def buildctl(self, *arguments):
@@ -133,7 +134,7 @@ def answers(path):
     """Asks a daemon for its version, by hand: a client program takes longer to start than a daemon may."""
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.settimeout(10)
+        connection.settimeout(START_LIMIT)
         connection.connect(path)
         literal = lambda name, value: b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
         headers = b"".join(literal(name, value) for name, value in (
@@ -412,6 +413,7 @@ def main():
                 continue
             print(f"bench: {kind.__doc__.splitlines()[0]}", file=sys.stderr)
             workload = kind(options.work, options)
+            run.settle()
             for daemon in daemons:
                 workload.prepare(daemon)
             for number in range(options.rounds):
@@ -426,6 +428,7 @@ def main():
     finally:
         for daemon in daemons:
             daemon.close()
+        run.remove_all_but_log(options.work)
     text = report(daemons, results, options)
     print(text, end="")
     if options.markdown:

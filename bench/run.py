@@ -66,8 +66,6 @@ class Slipway:
         return measure(command, log=self.log)
 
     def close(self):
-        if self.root:
-            shutil.rmtree(self.root, ignore_errors=True)
         self.root = None
 
     def version(self):
@@ -116,8 +114,6 @@ class BuildKit:
         if self.daemon:
             self.daemon.terminate()
             self.daemon.wait()
-        if self.root:
-            shutil.rmtree(self.root, ignore_errors=True)
         self.root = self.daemon = None
 
     def version(self):
@@ -162,15 +158,27 @@ class Buildah:
         return measure(command, log=self.log)
 
     def close(self):
-        if self.root:
-            # Its storage stays mounted on itself otherwise.
-            if os.path.ismount(f"{self.root}/root/overlay"):
-                subprocess.run(["umount", f"{self.root}/root/overlay"], check=True)
-            shutil.rmtree(self.root, ignore_errors=True)
+        # Its storage stays mounted on itself otherwise.
+        if self.root and os.path.ismount(f"{self.root}/root/overlay"):
+            subprocess.run(["umount", f"{self.root}/root/overlay"], check=True)
         self.root = None
 
     def version(self):
         return f"{first_line(['buildah', '--version'])} {' '.join(self.isolation or [])}"
+
+
+def settle():
+    """Waits: who builds has not written all of the context within the last second, and the disk is done with it."""
+    os.sync()
+    time.sleep(3)
+
+
+def remove_all_but_log(work):
+    """Removes contexts and stores, when everything has been measured: for minutes after many files were deleted, ext4 searches
+    so long for the inode of each new one that this would be most of what is measured."""
+    for entry in os.scandir(work):
+        if entry.name != "log":
+            shutil.rmtree(entry.path, ignore_errors=True) if entry.is_dir(follow_symlinks=False) else os.remove(entry.path)
 
 
 def first_line(command):
@@ -404,9 +412,7 @@ def main():
                 continue
             print(f"bench: {kind.__doc__.splitlines()[0]}", file=sys.stderr)
             workload = kind(options.work, options)
-            # Who builds has not written all of the context within the last second, and the disk is done with it.
-            os.sync()
-            time.sleep(3)
+            settle()
             for tool in tools:
                 workload.prepare(tool)
             for number in range(options.rounds):
@@ -424,6 +430,7 @@ def main():
     finally:
         for tool in tools:
             tool.close()
+        remove_all_but_log(options.work)
     text = report(tools, results, floors, options)
     print(text, end="")
     if options.markdown:
