@@ -1,8 +1,6 @@
 //! Errors as clients of BuildKit expect them: a status with details that say which vertex failed and where the user wrote
 //! it. The value of each detail is JSON, whatever its message is.
 
-mod operation;
-
 use base64::Engine as _;
 use prost::Message as _;
 use prost_types::Any;
@@ -11,6 +9,7 @@ use slipway_engine::BuildError;
 use slipway_engine::frontend::FrontendError;
 use slipway_engine::solver::{Cause, SolveError};
 use slipway_engine::store::ErrorKind;
+use slipway_spec::llb::json::Form;
 use slipway_spec::llb::pb;
 use slipway_spec::wire::rpc;
 use tonic::{Code, Status};
@@ -46,7 +45,7 @@ pub(crate) struct Failed<'a> {
 pub(crate) fn failed_status(error: &SolveError, failed: &Failed<'_>) -> Status {
     let (code, message, mut details) = solve_parts(error);
     let Failed { op, inputs, mounts } = failed;
-    let op = operation::operation(op);
+    let op = Form::Protobuf.step(op);
     details.push(detail("Solve", &json!({ "inputIDs": inputs, "mountIDs": mounts, "op": op })));
     status(code, message, details)
 }

@@ -5,6 +5,7 @@
 //! definitions by hand: they build a [`State`] and [`marshal`] it.
 
 mod definition;
+pub mod json;
 mod marshal;
 pub mod pb;
 mod state;

@@ -473,6 +473,17 @@ impl State {
     /// Adds a process whose root is this state, and returns its root afterwards.
     #[must_use]
     pub fn exec(&self, exec: Exec, options: VertexOptions) -> Self {
+        self.exec_keeping(exec, None, options)
+    }
+
+    /// Adds a process as [`exec`](Self::exec) does, and returns what its mount at `dest` holds afterwards: one of its bind
+    /// mounts that may be written to.
+    #[must_use]
+    pub fn exec_into(&self, exec: Exec, dest: &str, options: VertexOptions) -> Self {
+        self.exec_keeping(exec, Some(dest), options)
+    }
+
+    fn exec_keeping(&self, exec: Exec, kept: Option<&str>, options: VertexOptions) -> Self {
         let root = ExecMount { dest: "/".into(), source: self.clone(), ..Default::default() };
         let mut mounts: Vec<(bool, ExecMount)> = vec![(true, root)];
         mounts.extend(exec.mounts.into_iter().map(|mount| (false, mount)));
@@ -489,11 +500,17 @@ impl State {
         let mut inputs = Inputs::default();
         let mounts = mounts.into_iter().map(|(is_root, mount)| {
             let late = rank(&mount) > 0;
+            let output = match kept {
+                _ if is_root || late => 0,
+                // The root is always the first.
+                Some(dest) if mount.dest == dest => 1,
+                _ => -1,
+            };
             let mut message = pb::Mount {
                 input: if late { -1 } else { inputs.add(&mount.source) },
                 selector: mount.selector,
                 dest: mount.dest,
-                output: if is_root || late { 0 } else { -1 },
+                output,
                 readonly: mount.readonly,
                 ..Default::default()
             };
@@ -526,7 +543,11 @@ impl State {
             secretenv: exec.secret_env,
             cdi_devices: exec.devices,
         };
-        Self::vertex(pb::op::Op::Exec(message), inputs, true, options)
+        let mut state = Self::vertex(pb::op::Op::Exec(message), inputs, true, options);
+        if let (Some(output), Some(_)) = (&mut state.output, kept) {
+            output.index = 1;
+        }
+        state
     }
 
     /// Adds one file op with these actions, or nothing when there are none.
