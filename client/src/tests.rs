@@ -73,6 +73,11 @@ async fn received(files: &SessionFiles, request: LocalRequest) -> Vec<String> {
 fn content(tree: &Tree, path: &str) -> Vec<u8> {
     match &tree.get(path.as_bytes()).unwrap().kind {
         Kind::File { content: Content::Host { path, .. }, .. } => fs::read(path).unwrap(),
+        Kind::File { content: Content::Part { file, offset, .. }, size } => {
+            let mut bytes = vec![0; usize::try_from(*size).unwrap()];
+            file.read(*offset, &mut bytes).unwrap();
+            bytes
+        }
         Kind::File { content: Content::Inline(bytes), .. } => bytes.to_vec(),
         other => panic!("{path} is {other:?}"),
     }

@@ -3,6 +3,7 @@
 //! A [`Tree`] is what a `COPY` reads (a scanned build context) and what it makes (a layer that nobody has needed as a
 //! folder or as a tar yet). Contents stay where they are until the tree is written.
 
+pub mod part;
 pub mod scan;
 pub mod write;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+pub use self::part::PartFile;
 use crate::error::Result;
 
 /// One node of a file system.
@@ -86,15 +88,28 @@ pub enum Content {
         /// The sha256 of its bytes, where known.
         digest: Option<[u8; 32]>,
     },
+    /// A part of a file of this machine, which never changes.
+    Part {
+        /// The file.
+        file: Arc<PartFile>,
+        /// Where it begins, in bytes.
+        offset: u64,
+        /// The sha256 of its bytes.
+        digest: [u8; 32],
+    },
     /// In memory.
     Inline(Arc<[u8]>),
 }
 
 impl Content {
-    fn digest(&self, buffer: &mut Vec<u8>) -> Result<[u8; 32]> {
+    /// Returns the sha256 of the bytes; `buffer` is for reading a file with, where that is needed.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn digest(&self, buffer: &mut Vec<u8>) -> Result<[u8; 32]> {
         match self {
             Self::Inline(bytes) => Ok(Sha256::digest(bytes).into()),
-            Self::Host { digest: Some(digest), .. } => Ok(*digest),
+            Self::Host { digest: Some(digest), .. } | Self::Part { digest, .. } => Ok(*digest),
             Self::Host { path, digest: None } => {
                 buffer.resize(128 * 1024, 0);
                 scan::digest_file(path, buffer)

@@ -291,7 +291,7 @@ impl View {
                 ),
             ));
         }
-        read_content(content, limit).map(Some)
+        read_content(content, size, limit).map(Some)
     }
 
     /// Reads the first bytes of a regular file, at most `length`, links followed; `None` when there is none.
@@ -300,8 +300,8 @@ impl View {
     /// When the disk fails.
     pub fn read_start(&self, path: &[u8], length: u64) -> Result<Option<Vec<u8>>> {
         match self.resolve(path, true)?.entry {
-            Some(Entry { kind: Kind::File { content, .. }, .. }) => {
-                read_content(content, length).map(Some)
+            Some(Entry { kind: Kind::File { content, size }, .. }) => {
+                read_content(content, size, length).map(Some)
             }
             _ => Ok(None),
         }
@@ -313,7 +313,8 @@ impl View {
     /// When the disk fails.
     pub fn open(&self, path: &[u8]) -> Result<Option<Box<dyn Read + Send>>> {
         Ok(match self.resolve(path, true)?.entry {
-            Some(Entry { kind: Kind::File { content, .. }, .. }) => Some(match content {
+            Some(Entry { kind: Kind::File { content, size }, .. }) => Some(match content {
+                Content::Part { file, offset, .. } => Box::new(file.reader(offset, size)?),
                 Content::Inline(bytes) => Box::new(std::io::Cursor::new(bytes)),
                 Content::Host { path, .. } => Box::new(open_regular(&path)?),
             }),
@@ -402,8 +403,13 @@ impl View {
     }
 }
 
-fn read_content(content: Content, limit: u64) -> Result<Vec<u8>> {
+fn read_content(content: Content, size: u64, limit: u64) -> Result<Vec<u8>> {
     match content {
+        Content::Part { file, offset, .. } => {
+            let mut bytes = vec![0; usize::try_from(size.min(limit)).unwrap_or(usize::MAX)];
+            file.read(offset, &mut bytes)?;
+            Ok(bytes)
+        }
         Content::Inline(bytes) => {
             let length = usize::try_from(limit).unwrap_or(usize::MAX).min(bytes.len());
             Ok(bytes[..length].to_vec())

@@ -90,7 +90,7 @@ fn digest(content: &Content, buffer: &mut [u8]) -> Result<[u8; 32]> {
     use sha2::Digest as _;
     match content {
         Content::Inline(bytes) => Ok(sha2::Sha256::digest(bytes).into()),
-        Content::Host { digest: Some(digest), .. } => Ok(*digest),
+        Content::Host { digest: Some(digest), .. } | Content::Part { digest, .. } => Ok(*digest),
         Content::Host { path, digest: None } => digest_file(path, buffer),
     }
 }

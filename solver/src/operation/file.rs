@@ -645,12 +645,19 @@ impl<'a> Copier<'a> {
             Kind::File { content: Content::Host { path, .. }, .. } => {
                 Ok(slipway_store::archive::unpack(self.context.store, path)?)
             }
-            Kind::File { content: Content::Inline(bytes), .. } => {
+            Kind::File { .. } => {
+                let Some(mut bytes) = self.source.open(&found.path)? else { return Ok(None) };
                 let path = self.context.store.temporary("inline");
-                std::fs::write(&path, bytes).map_err(|error| {
+                let copied = std::fs::File::create_new(&path)
+                    .and_then(|mut file| std::io::copy(&mut bytes, &mut file));
+                copied.map_err(|error| {
                     slipway_store::Error::io(format!("cannot write {}", path.display()), error)
                 })?;
-                Ok(slipway_store::archive::unpack(self.context.store, &path)?)
+                let unpacked = slipway_store::archive::unpack(self.context.store, &path);
+                if let Err(error) = std::fs::remove_file(&path) {
+                    tracing::debug!(path = %path.display(), %error, "a copy stays behind");
+                }
+                Ok(unpacked?)
             }
             _ => Ok(None),
         }

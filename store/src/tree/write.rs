@@ -199,6 +199,7 @@ impl<'a> Part<'a> {
         hash.update(&mtime_seconds.to_le_bytes());
         match self.content() {
             Some(Content::Host { digest, .. }) => hash.update(digest.as_ref()?),
+            Some(Content::Part { digest, .. }) => hash.update(digest),
             Some(Content::Inline(bytes)) => hash.update(blake3::hash(bytes).as_bytes()),
             None => hash,
         };
@@ -214,6 +215,14 @@ impl<'a> Part<'a> {
                 let (written, after) = append_file(self.header.clone(), path, buffer, tar)?;
                 same = after == (self.entry.mtime, self.size());
                 written
+            }
+            (_, Some(Content::Part { file, offset, .. })) if self.size() <= SMALL => {
+                buffer.resize(usize::try_from(self.size()).unwrap_or(0), 0);
+                file.read(*offset, buffer)?;
+                tar.append(&self.header, &mut buffer.as_slice())
+            }
+            (_, Some(Content::Part { file, offset, .. })) => {
+                tar.append(&self.header, &mut file.reader(*offset, self.size())?)
             }
             (_, Some(Content::Inline(bytes))) => tar.append(&self.header, &mut &bytes[..]),
             (Kind::Whiteout, _) => tar.whiteout(path),
@@ -307,6 +316,9 @@ fn write_file(host: &Path, entry: &Entry) -> Result<()> {
     match &entry.kind {
         Kind::File { content: Content::Inline(bytes), .. } => {
             file.write_all(bytes).at("write", host)?;
+        }
+        Kind::File { content: Content::Part { file: source, offset, .. }, size } => {
+            io::copy(&mut source.reader(*offset, *size)?, &mut file).at("write", host)?;
         }
         Kind::File { content: Content::Host { path, .. }, .. } => {
             let mut source = open_regular(path)?;

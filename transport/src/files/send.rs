@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -251,10 +251,15 @@ fn answer(
     loop {
         let next = requests.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
         let Some(id) = next else { break };
-        let content = entries.get(id as usize).and_then(|entry| entry.content.as_ref());
+        let entry = entries.get(id as usize);
         let mut give = |data: Bytes| outgoing.blocking_send(packet::data(id, data)).is_ok();
-        let more = match content {
+        let more = match entry.and_then(|entry| entry.content.as_ref()) {
             Some(Content::Host { path, .. }) => give_file(path, piece, &mut give)?,
+            Some(Content::Part { file, offset, .. }) => {
+                let size = entry.map_or(0, |entry| entry.stat.size.unsigned_abs());
+                give_all(&mut file.reader(*offset, size)?, size, piece, &mut give)
+                    .map_err(|error| cannot_read(file.path(), error))?
+            }
             Some(Content::Inline(bytes)) => {
                 bytes.chunks(piece).all(|piece| give(Bytes::copy_from_slice(piece)))
             }
@@ -273,18 +278,31 @@ fn give_file(
     give: &mut dyn FnMut(Bytes) -> bool,
 ) -> Result<bool, Error> {
     use rustix::fs::{Mode, OFlags};
-    let failed =
-        |error: std::io::Error| Error::io(format!("cannot read {}", path.display()), error);
+    let failed = |error| cannot_read(path, error);
     // A file replaced by a link or a pipe must neither lead elsewhere nor block.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = File::from(
         rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?,
     );
     let size = file.metadata().map_err(failed)?.len();
+    give_all(&mut file, size, piece, give).map_err(failed)
+}
+
+fn cannot_read(path: &Path, error: std::io::Error) -> Error {
+    Error::io(format!("cannot read {}", path.display()), error)
+}
+
+/// Gives all of a file that has about `size` bytes.
+fn give_all(
+    file: &mut dyn Read,
+    size: u64,
+    piece: usize,
+    give: &mut dyn FnMut(Bytes) -> bool,
+) -> std::io::Result<bool> {
     loop {
         let room = usize::try_from(size).unwrap_or(piece).clamp(1, piece);
         let mut bytes = Vec::with_capacity(room);
-        let read = (&mut file).take(room as u64).read_to_end(&mut bytes).map_err(failed)?;
+        let read = (&mut *file).take(room as u64).read_to_end(&mut bytes)?;
         if read == 0 {
             return Ok(true);
         }

@@ -4,8 +4,11 @@
 //! <root>/<hash of a shared key>/
 //!   lock               held by the process that uses this folder
 //!   index              which file of the client has which bytes, see `index`
-//!   <hex>/<number>     the bytes of one file, never changed once written
+//!   <hex>/<number>     the bytes of one file, or of many small ones, never changed once written
 //! ```
+//!
+//! Small files are put together, because a file system takes longer to make a file than to write a few thousand bytes.
+//! When less than half of such a pack is still wanted, it is dropped, and the client sends the rest of it again.
 //!
 //! No name that a client chose is ever a name on this disk, so no path of a client can lead anywhere. A file that changed
 //! gets a new number; the old bytes stay for as long as a tree refers to them.
@@ -21,10 +24,11 @@ use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 use slipway_engine::store::tree::scan::digest_file;
+use slipway_engine::store::tree::{Content, PartFile};
 use slipway_engine::store::{Error, ErrorKind};
 use slipway_spec::digest::to_hex;
 
-use super::index::{Change, Index, Kept};
+use super::index::{Change, Index, Kept, Place};
 
 /// Files per folder: few enough for any file system, enough that folders are few.
 const PER_FOLDER: u64 = 1024;
@@ -75,11 +79,27 @@ pub(crate) struct Contents {
 struct State {
     index: Arc<Index>,
     // What trees may refer to.
-    lent: HashMap<u64, Weak<Path>>,
+    lent: HashMap<u64, Lent>,
     // Numbers that the index names no more.
     condemned: HashSet<u64>,
     // Transfers under way, which may lend anything that was in the index when they began.
     active: usize,
+}
+
+/// What trees refer to an object by.
+#[derive(Debug)]
+enum Lent {
+    Whole(Weak<Path>),
+    Pack(Weak<PartFile>),
+}
+
+impl Lent {
+    fn is_used(&self) -> bool {
+        match self {
+            Self::Whole(path) => path.strong_count() > 0,
+            Self::Pack(file) => file.strong_count() > 0,
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -232,13 +252,11 @@ impl Contents {
         let trusted = index.boot == boot;
         let mut buffer = vec![0; 128 * 1024];
         index.retain(|kept| {
-            present.contains(&kept.object)
-                && (trusted
-                    || digest_file(&object_path(&folder, kept.object), &mut buffer)
-                        .is_ok_and(|digest| digest == kept.digest))
+            present.contains(&kept.place.object)
+                && (trusted || kept_digest(&folder, kept, &mut buffer) == Some(kept.digest))
         });
         index.boot = boot;
-        let named: HashSet<u64> = index.iter().map(|kept| kept.object).collect();
+        let named: HashSet<u64> = index.iter().map(|kept| kept.place.object).collect();
         let condemned = present.iter().copied().filter(|object| !named.contains(object)).collect();
         let contents = Self {
             next: AtomicU64::new(present.iter().max().map_or(0, |last| last + 1)),
@@ -265,21 +283,36 @@ impl Contents {
         Transfer { index: state.index.clone(), contents: self.clone() }
     }
 
-    /// Lends the bytes of an object; they stay as long as the path is held.
-    fn lend(&self, object: u64) -> Arc<Path> {
+    /// Lends the bytes of a file; they stay as long as the content is held.
+    fn lend(&self, place: Place, digest: [u8; 32]) -> Content {
         let mut state = lock(&self.state);
-        if let Some(path) = state.lent.get(&object).and_then(Weak::upgrade) {
-            return path;
+        let path = || object_path(&self.folder, place.object);
+        let known = state.lent.get(&place.object);
+        let Some(offset) = place.offset else {
+            let path = match known {
+                Some(Lent::Whole(path)) => path.upgrade(),
+                _ => None,
+            }
+            .unwrap_or_else(|| path().into());
+            state.lent.insert(place.object, Lent::Whole(Arc::downgrade(&path)));
+            return Content::Host { path, digest: Some(digest) };
+        };
+        let file = match known {
+            Some(Lent::Pack(file)) => file.upgrade(),
+            _ => None,
+        };
+        if let Some(file) = file {
+            return Content::Part { file, offset, digest };
         }
-        let path: Arc<Path> = object_path(&self.folder, object).into();
-        state.lent.insert(object, Arc::downgrade(&path));
-        path
+        let file = Arc::new(PartFile::new(path()));
+        state.lent.insert(place.object, Lent::Pack(Arc::downgrade(&file)));
+        Content::Part { file, offset, digest }
     }
 
     /// Tells whether a transfer runs or a tree refers to files.
     fn is_used(&self) -> bool {
         let state = lock(&self.state);
-        state.active > 0 || state.lent.values().any(|path| path.strong_count() > 0)
+        state.active > 0 || state.lent.values().any(Lent::is_used)
     }
 
     /// Drops everything, unless a transfer runs.
@@ -309,16 +342,20 @@ impl Contents {
 
     fn commit(&self, change: &Change<'_>) {
         let mut state = lock(&self.state);
-        let (after, differs) = state.index.changed(change);
+        let (mut after, differs) = state.index.changed(change);
         if !differs {
             return;
+        }
+        let sparse = self.sparse(&after);
+        if !sparse.is_empty() {
+            after.retain(|kept| !sparse.contains(&kept.place.object));
         }
         let dropped = state.index.dropped(&after);
         state.condemned.extend(dropped);
         // Another transfer may have dropped meanwhile what this one still saw.
         if !state.condemned.is_empty() {
             for kept in after.iter() {
-                state.condemned.remove(&kept.object);
+                state.condemned.remove(&kept.place.object);
             }
         }
         if let Err(error) = self.save(&after) {
@@ -326,6 +363,19 @@ impl Contents {
             tracing::warn!(folder = %self.folder.display(), %error, "the list of transferred files was not written");
         }
         state.index = Arc::new(after);
+    }
+
+    /// Finds packs of which less than half is wanted.
+    fn sparse(&self, index: &Index) -> HashSet<u64> {
+        let mut wanted: HashMap<u64, u64> = HashMap::new();
+        for kept in index.iter().filter(|kept| kept.place.offset.is_some()) {
+            *wanted.entry(kept.place.object).or_default() += kept.stamp.size;
+        }
+        let is_sparse = |(object, wanted): (u64, u64)| {
+            let size = fs::metadata(object_path(&self.folder, object)).map_or(0, |file| file.len());
+            (wanted < size / 2).then_some(object)
+        };
+        wanted.into_iter().filter_map(is_sparse).collect()
     }
 
     fn save(&self, index: &Index) -> io::Result<()> {
@@ -337,7 +387,7 @@ impl Contents {
     /// Removes what is neither in the index nor used by a tree. No transfer may be under way that began before this was
     /// asked: nothing else can want back what is not in the index.
     fn sweep(&self, mut state: MutexGuard<'_, State>) {
-        state.lent.retain(|_, path| path.strong_count() > 0);
+        state.lent.retain(|_, lent| lent.is_used());
         let condemned = std::mem::take(&mut state.condemned);
         let (used, unused): (HashSet<u64>, HashSet<u64>) =
             condemned.into_iter().partition(|object| state.lent.contains_key(object));
@@ -401,6 +451,13 @@ impl Transfer {
         Ok((object, file.map_err(at("create", &path))?, path))
     }
 
+    /// Creates a file for the bytes of many files. It stays if one of them comes into the index.
+    pub(crate) fn create_pack(&self) -> Result<(u64, File, PathBuf), Error> {
+        let made = self.create()?;
+        self.discard(made.0);
+        Ok(made)
+    }
+
     /// Removes an object once no tree uses it; it is not to be in the index.
     pub(crate) fn discard(&self, object: u64) {
         lock(&self.contents.state).condemned.insert(object);
@@ -427,10 +484,19 @@ impl Drop for Transfer {
 pub(crate) struct Lender(Arc<Contents>);
 
 impl Lender {
-    /// Lends the bytes of an object; they stay as long as the path is held.
-    pub(crate) fn lend(&self, object: u64) -> Arc<Path> {
-        self.0.lend(object)
+    /// Lends the bytes of a file; they stay as long as the content is held.
+    pub(crate) fn lend(&self, place: Place, digest: [u8; 32]) -> Content {
+        self.0.lend(place, digest)
     }
+}
+
+/// Computes the digest of what is kept of a file.
+fn kept_digest(folder: &Path, kept: &Kept<&[u8]>, buffer: &mut [u8]) -> Option<[u8; 32]> {
+    let path = object_path(folder, kept.place.object);
+    let Some(offset) = kept.place.offset else { return digest_file(&path, buffer).ok() };
+    let mut bytes = vec![0; usize::try_from(kept.stamp.size).ok()?];
+    PartFile::new(path).read(offset, &mut bytes).ok()?;
+    Some(Sha256::digest(&bytes).into())
 }
 
 fn object_path(folder: &Path, object: u64) -> PathBuf {

@@ -10,11 +10,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::listing::walk_order;
 
-const MAGIC: &[u8; 8] = b"sliplst1";
+const MAGIC: &[u8; 8] = b"sliplst2";
 /// Transfers with this many different selections keep their files; the one that was not made for longest loses them.
 const MAX_SCOPES: usize = 16;
 /// What follows a path in a record.
-const FIXED: usize = 8 + 8 + 3 * 4 + 32 + 8 + 8;
+const FIXED: usize = 8 + 8 + 3 * 4 + 32 + 8 + 8 + 8;
 const SUM: usize = 32;
 
 /// What must be the same for a file to be taken as unchanged.
@@ -33,8 +33,16 @@ pub(crate) struct Kept<P = Box<[u8]>> {
     pub(crate) path: P,
     pub(crate) stamp: Stamp,
     pub(crate) digest: [u8; 32],
-    /// The number of the file that has the bytes.
+    pub(crate) place: Place,
+}
+
+/// Where the bytes of a file are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The number of the file that has them.
     pub(crate) object: u64,
+    /// Where they begin in it, in bytes; nothing where it has no others.
+    pub(crate) offset: Option<u64>,
 }
 
 /// All files that are kept.
@@ -148,9 +156,9 @@ impl Index {
 
     /// Returns the objects that `after` does not use any more.
     pub(crate) fn dropped(&self, after: &Self) -> Vec<u64> {
-        let mut old: HashMap<u64, ()> = self.iter().map(|kept| (kept.object, ())).collect();
+        let mut old: HashMap<u64, ()> = self.iter().map(|kept| (kept.place.object, ())).collect();
         for kept in after.iter() {
-            old.remove(&kept.object);
+            old.remove(&kept.place.object);
         }
         old.into_keys().collect()
     }
@@ -158,7 +166,7 @@ impl Index {
 
 impl Kept {
     fn borrowed(&self) -> Kept<&[u8]> {
-        Kept { path: &self.path, stamp: self.stamp, digest: self.digest, object: self.object }
+        Kept { path: &self.path, stamp: self.stamp, digest: self.digest, place: self.place }
     }
 }
 
@@ -205,8 +213,10 @@ impl<'a> Iterator for Records<'a> {
         };
         let (digest, mut fixed) = fixed.split_first_chunk::<32>()?;
         let object = take_u64(&mut fixed)?;
+        let offset = take_u64(&mut fixed)?.checked_sub(1);
         let scope = take_u64(&mut fixed)?;
-        Some((Kept { path, stamp, digest: *digest, object }, scope))
+        let place = Place { object, offset };
+        Some((Kept { path, stamp, digest: *digest, place }, scope))
     }
 }
 
@@ -221,7 +231,10 @@ fn push(records: &mut Vec<u8>, kept: &Kept<&[u8]>, scope: u64) {
         records.extend_from_slice(&number.to_le_bytes());
     }
     records.extend_from_slice(&kept.digest);
-    records.extend_from_slice(&kept.object.to_le_bytes());
+    records.extend_from_slice(&kept.place.object.to_le_bytes());
+    // No file is so long that its last byte has the highest number.
+    let offset = kept.place.offset.map_or(0, |offset| offset + 1);
+    records.extend_from_slice(&offset.to_le_bytes());
     records.extend_from_slice(&scope.to_le_bytes());
 }
 
@@ -243,7 +256,8 @@ mod tests {
 
     fn kept(path: &str, object: u64) -> Kept {
         let stamp = Stamp { size: object, mtime: -1, mode: 0o644, uid: 1, gid: 2 };
-        Kept { path: path.as_bytes().into(), stamp, digest: [object as u8; 32], object }
+        let place = Place { object, offset: object.is_multiple_of(2).then_some(object) };
+        Kept { path: path.as_bytes().into(), stamp, digest: [object as u8; 32], place }
     }
 
     fn apply(index: &Index, scope: u64, files: &[(&str, u64)], complete: bool) -> (Index, bool) {
@@ -253,7 +267,7 @@ mod tests {
 
     fn objects(index: &Index) -> Vec<(String, u64)> {
         let text = |path: &[u8]| String::from_utf8(path.to_vec()).unwrap();
-        index.iter().map(|kept| (text(kept.path), kept.object)).collect()
+        index.iter().map(|kept| (text(kept.path), kept.place.object)).collect()
     }
 
     #[test]
@@ -306,7 +320,7 @@ mod tests {
         let mut cursor = index.cursor();
         let found: Vec<Option<u64>> = ["a", "a/a", "a/c", "a-b", "aa", "b", "c"]
             .iter()
-            .map(|path| cursor.find(path.as_bytes()).map(|kept| kept.object))
+            .map(|path| cursor.find(path.as_bytes()).map(|kept| kept.place.object))
             .collect();
         assert_eq!(found, [None, None, Some(2), Some(3), None, Some(4), None]);
     }

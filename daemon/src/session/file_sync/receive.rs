@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use prost::Message as _;
-use slipway_engine::store::tree::{Content, Tree};
+use slipway_engine::store::tree::Tree;
 use slipway_engine::store::{Error, ErrorKind};
 use slipway_spec::wire::fsutil::packet::PacketType;
 use slipway_spec::wire::fsutil::{Packet, Stat};
@@ -24,7 +24,10 @@ use slipway_transport::packet::{self, FileType, reason, show};
 
 /// Files asked for and not yet complete. The other side works on four and queues 128, so this never leaves it idle.
 const WINDOW: usize = 256;
-/// Files up to this size, in bytes, are written in one go.
+/// Files are asked for again when only this many have not come. Many requests then travel together; each by itself would wake
+/// both sides once more for each file.
+const LOW: usize = WINDOW / 2;
+/// Files up to this size, in bytes, are written in one go, and together with others.
 const SMALL: u64 = 256 * 1024;
 /// Bytes of small files held back until they are complete, all together.
 const MAX_HELD: usize = 2 << 20;
@@ -65,6 +68,7 @@ pub(crate) async fn receive(
         listed: false,
         wanted: VecDeque::new(),
         asked: HashMap::new(),
+        asking: true,
         held: 0,
         phase: Phase::Open,
         received: 0,
@@ -143,6 +147,8 @@ struct Receiver<'a> {
     // Files to ask for, and those asked for.
     wanted: VecDeque<(u32, Stamp)>,
     asked: HashMap<u32, Incoming>,
+    /// Whether more is to be asked for.
+    asking: bool,
     held: usize,
     phase: Phase,
     received: u64,
@@ -158,7 +164,9 @@ impl Receiver<'_> {
         loop {
             let done = self.listed && self.wanted.is_empty() && self.asked.is_empty();
             let finish = done && self.phase == Phase::Open;
-            let ask = !self.wanted.is_empty() && self.asked.len() < WINDOW;
+            self.asking |= self.asked.len() <= LOW;
+            self.asking &= self.asked.len() < WINDOW;
+            let ask = self.asking && !self.wanted.is_empty();
             tokio::select! {
                 biased;
                 // When nobody takes packets any more, the stream below tells why.
@@ -250,14 +258,13 @@ impl Receiver<'_> {
         };
         match self.known.as_mut().and_then(|known| known.find(path)) {
             Some(kept) if kept.stamp == stamp => {
-                let path = self.lender.lend(kept.object);
-                let content = Content::Host { path, digest: Some(kept.digest) };
+                let content = self.lender.lend(kept.place, kept.digest);
                 self.listing.set_content(id, content, stamp.size);
                 self.unchanged.push(Kept {
                     path: kept.path.into(),
                     stamp,
                     digest: kept.digest,
-                    object: kept.object,
+                    place: kept.place,
                 });
             }
             _ => self.wanted.push_back((id, stamp)),

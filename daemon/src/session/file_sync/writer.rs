@@ -17,11 +17,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::contents::Transfer;
-use super::index::{Kept, Stamp};
+use super::index::{Kept, Place, Stamp};
 use super::listing::walk_order;
 
 /// Bytes on their way from the network to the disk.
 pub(crate) const BUDGET: u32 = 4 << 20;
+/// No more is put into a pack that has this many bytes.
+const PACK: u64 = 32 << 20;
+/// Bytes of a pack that are written at once.
+const AT_ONCE: usize = 256 << 10;
 /// Pieces on their way; the budget is what binds, unless they are tiny.
 const PIECES: usize = 256;
 
@@ -70,8 +74,8 @@ impl Writer {
     pub(crate) fn start(transfer: Transfer, scope: u64) -> Self {
         let (jobs, queue) = mpsc::channel(PIECES);
         let work = move || {
-            Work { transfer, scope, parts: HashMap::new(), written: vec![], kept: vec![] }
-                .run(queue)
+            let (parts, written, kept) = (HashMap::new(), vec![], vec![]);
+            Work { transfer, scope, pack: None, parts, written, kept }.run(queue)
         };
         Self {
             jobs,
@@ -143,9 +147,34 @@ struct Part {
     whole: bool,
 }
 
+/// A file that small ones are put into.
+struct Pack {
+    object: u64,
+    file: File,
+    path: PathBuf,
+    /// The bytes that it has, or will have.
+    size: u64,
+    /// What is not written yet.
+    buffer: Vec<u8>,
+    /// Whether something could not be written.
+    broken: bool,
+}
+
+impl Pack {
+    /// Writes what is not written yet.
+    fn flush(&mut self) -> Result<(), Error> {
+        let written = self.file.write_all(&self.buffer);
+        self.buffer.clear();
+        self.broken |= written.is_err();
+        written.map_err(|error| Error::io(format!("cannot write {}", self.path.display()), error))
+    }
+}
+
 struct Work {
     transfer: Transfer,
     scope: u64,
+    // What small files go into now.
+    pack: Option<Pack>,
     // Large files of which some has come.
     parts: HashMap<u32, Part>,
     written: Vec<Written>,
@@ -154,8 +183,11 @@ struct Work {
 
 impl Work {
     fn run(mut self, mut queue: mpsc::Receiver<Job>) -> Result<Vec<Written>, Error> {
-        let ended = self.take_all(&mut queue);
+        let mut ended = self.take_all(&mut queue);
         self.parts.clear();
+        if let Err(error) = self.end_pack() {
+            ended = ended.and(Err(error));
+        }
         let mut seen = std::mem::take(&mut self.kept);
         let complete = matches!(ended, Ok(Some(_)));
         if let Ok(Some(unchanged)) = &ended {
@@ -172,11 +204,7 @@ impl Work {
         while let Some(job) = queue.blocking_recv() {
             match job {
                 Job::Whole { file, bytes, hold } => {
-                    let mut part = self.create()?;
-                    for bytes in bytes {
-                        part.write(&bytes)?;
-                    }
-                    self.complete(file, part);
+                    self.pack(file, &bytes)?;
                     drop(hold);
                 }
                 Job::Piece { id, bytes, hold } => {
@@ -200,6 +228,44 @@ impl Work {
         Ok(None)
     }
 
+    /// Puts a small file together with others.
+    fn pack(&mut self, file: Arrived, bytes: &[Bytes]) -> Result<(), Error> {
+        if self.pack.as_ref().is_some_and(|pack| pack.size >= PACK) {
+            self.end_pack()?;
+        }
+        let pack = match &mut self.pack {
+            Some(pack) => pack,
+            none => {
+                let (object, file, path) = self.transfer.create_pack()?;
+                none.insert(Pack { object, file, path, size: 0, buffer: vec![], broken: false })
+            }
+        };
+        let place = Place { object: pack.object, offset: Some(pack.size) };
+        let mut hash = Sha256::new();
+        let mut size = 0;
+        for bytes in bytes {
+            hash.update(bytes);
+            pack.buffer.extend_from_slice(bytes);
+            size += bytes.len() as u64;
+        }
+        pack.size += size;
+        if pack.buffer.len() >= AT_ONCE {
+            pack.flush()?;
+        }
+        self.arrived(file, place, hash.finalize().into(), size);
+        Ok(())
+    }
+
+    /// Ends the file that small ones are put into. Those that cannot be written are forgotten.
+    fn end_pack(&mut self) -> Result<(), Error> {
+        let Some(mut pack) = self.pack.take() else { return Ok(()) };
+        let flushed = pack.flush();
+        if pack.broken {
+            self.kept.retain(|kept| kept.place.object != pack.object);
+        }
+        flushed
+    }
+
     fn create(&self) -> Result<Part, Error> {
         let (object, file, path) = self.transfer.create()?;
         Ok(Part { object, file, path, hash: Sha256::new(), size: 0, whole: false })
@@ -208,14 +274,19 @@ impl Work {
     fn complete(&mut self, file: Arrived, mut part: Part) {
         part.whole = true;
         let digest: [u8; 32] = std::mem::take(&mut part.hash).finalize().into();
-        let path = self.transfer.lender().lend(part.object);
-        if let Some((path, stamp)) = file.keep {
-            self.kept.push(Kept { path, stamp, digest, object: part.object });
-        } else {
+        if file.keep.is_none() {
             self.transfer.discard(part.object);
         }
-        let content = Content::Host { path, digest: Some(digest) };
-        self.written.push(Written { id: file.id, content, size: part.size });
+        let place = Place { object: part.object, offset: None };
+        self.arrived(file, place, digest, part.size);
+    }
+
+    fn arrived(&mut self, file: Arrived, place: Place, digest: [u8; 32], size: u64) {
+        let content = self.transfer.lender().lend(place, digest);
+        if let Some((path, stamp)) = file.keep {
+            self.kept.push(Kept { path, stamp, digest, place });
+        }
+        self.written.push(Written { id: file.id, content, size });
     }
 }
 

@@ -41,6 +41,9 @@ fn lines(tree: &Tree) -> Vec<String> {
         let (text, usual) = match &entry.kind {
             Kind::Directory { opaque: false } => (format!("{path}/"), 0o755),
             Kind::Directory { opaque: true } => (format!("{path}/!"), 0o755),
+            Kind::File { content: Content::Part { .. }, .. } => {
+                unreachable!("nothing here is kept in packs")
+            }
             Kind::File { content: Content::Inline(bytes), .. } => {
                 (format!("{path}={}", String::from_utf8_lossy(bytes)), 0o644)
             }
