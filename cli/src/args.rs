@@ -4,6 +4,7 @@
 //! into a plan first, and works from that.
 
 pub(crate) mod annotation;
+pub(crate) mod attest;
 pub(crate) mod build;
 pub(crate) mod builder;
 pub(crate) mod cache;

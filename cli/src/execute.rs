@@ -13,7 +13,8 @@ use slipway_daemon::collector::{Collector, disk};
 use slipway_daemon::session::file_sync::FileCache;
 use slipway_engine::config::DiskSpace;
 use slipway_engine::container::{RunError, RunRequest};
-use slipway_engine::exporter::ImageOptions;
+use slipway_engine::exporter::{FileOptions, ImageOptions};
+use slipway_engine::id::new_id;
 use slipway_engine::inventory::{self, ImageSummary};
 use slipway_engine::solver::executor::Stdio;
 use slipway_engine::solver::source::image::Lookup;
@@ -186,7 +187,7 @@ fn build_failure(error: BuildError) -> Failure {
 
 /// Returns what a build is asked for apart from where its result goes, whoever builds.
 pub(crate) fn inputs(plan: &BuildPlan, context: &Context) -> Result<BuildRequest, Failure> {
-    let mut request = BuildRequest::default();
+    let mut request = BuildRequest { id: new_id(), ..BuildRequest::default() };
     let attrs = &mut request.attrs;
     for (name, value) in &plan.build_args {
         attrs.insert(format!("build-arg:{name}"), value.clone());
@@ -225,6 +226,7 @@ pub(crate) fn inputs(plan: &BuildPlan, context: &Context) -> Result<BuildRequest
             attrs.insert("force-network-mode".into(), "none".into());
         }
     }
+    attrs.extend(plan.attestations.clone());
     attrs.extend(plan.steps.attrs.iter().map(|(name, value)| (name.clone(), value.clone())));
     request.services.secrets = Arc::new(Secrets::new(&plan.steps.secrets, &context.environment)?);
     request.services.ssh = Arc::new(Agents::new(&plan.steps.ssh, &context.environment)?);
@@ -278,21 +280,23 @@ fn export(output: &OutputSpec, context: &Context) -> Result<Option<Export>, Fail
             let Some(Dest::Path(folder)) = &output.dest else {
                 return Err(Failure::new("a type=local output needs dest=FOLDER"));
             };
-            Export::Local { folder: folder.clone(), split: split(output)? }
+            Export::Local { folder: folder.clone(), options: file_options(output)? }
         }
-        OutputKind::Tar => {
-            Export::Tar { split: split(output)?, sink: sink(output.dest.as_ref(), context)? }
-        }
+        OutputKind::Tar => Export::Tar {
+            options: file_options(output)?,
+            sink: sink(output.dest.as_ref(), context)?,
+        },
     }))
 }
 
 /// Reads the attributes of plain files.
-fn split(output: &OutputSpec) -> Result<Option<bool>, Failure> {
-    let mut split = None;
+fn file_options(output: &OutputSpec) -> Result<FileOptions, Failure> {
+    let mut options = FileOptions::default();
     for (key, value) in &output.attrs {
         match (key.as_str(), value.as_str()) {
-            ("platform-split", "true" | "1") => split = Some(true),
-            ("platform-split", "false" | "0") => split = Some(false),
+            ("platform-split", "true" | "1") => options.split = Some(true),
+            ("platform-split", "false" | "0") => options.split = Some(false),
+            ("attestation-prefix", prefix) => options.attestation_prefix = prefix.into(),
             ("mode", "copy") | ("name", _) => {}
             _ => {
                 return Err(Failure::new(format!(
@@ -302,7 +306,7 @@ fn split(output: &OutputSpec) -> Result<Option<bool>, Failure> {
             }
         }
     }
-    Ok(split)
+    Ok(options)
 }
 
 pub(crate) fn sink(

@@ -20,6 +20,7 @@ const FRONTEND: &[&str] = &[
     "proto.refarray",
     "readdir",
     "readfile",
+    "reference.attestations",
     "reference.output",
     "resolveimage",
     "resolveimage.resolvemode",
@@ -33,6 +34,7 @@ const FRONTEND: &[&str] = &[
 /// What outputs and the interface itself can do beside what is in a graph.
 const DAEMON: &[&str] = &[
     "exporter.image.annotations",
+    "exporter.image.attestations",
     "exporter.multiple",
     "exporter.sourcedateepoch",
     "gc.freespacefilter",

@@ -1,5 +1,6 @@
 //! `Control`, the main interface: clients open sessions, ask for builds, follow them, and look after the store.
 
+mod attest;
 mod caches;
 mod layout;
 mod outputs;
@@ -11,9 +12,11 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
+use slipway_engine::provenance::Asked;
 use slipway_engine::solver::{Entitlements, Services};
 use slipway_engine::store::{blocking, now_nanos};
 use slipway_engine::{BuildClient, Engine};
+use slipway_spec::llb::Definition;
 use slipway_spec::timestamp;
 use slipway_spec::wire::control::control_server::Control;
 use slipway_spec::wire::control::{
@@ -141,9 +144,9 @@ impl ControlService {
             services,
             credentials: Some(group.clone()),
             caches: group,
-            // Each frontend is given its own.
-            inputs: BTreeMap::new(),
             epoch,
+            asked: asked(request)?,
+            id: slipway_engine::id::new_id(),
             frontends: Some(Arc::new(self.frontends_of(request, running))),
         })
     }
@@ -185,6 +188,7 @@ impl ControlService {
         refuse_unsupported(&request)?;
         outputs::check(&exporters)?;
         let caches = caches::Caches::read(&request)?;
+        let wanted = attest::wanted(&request.frontend_attrs)?;
         let sessions = self.sessions.group([request.session.clone()]);
         let build = async {
             let client = self.client(&request, running, &sessions)?;
@@ -194,7 +198,14 @@ impl ControlService {
                 .map_err(|error| build_status(&error))?;
             let frontends = self.frontends_of(&request, running);
             let (record, inputs) = (running.record().clone(), request.frontend_inputs.clone());
-            let gateway = Gateway::new(build.clone(), record, inputs, frontends.clone(), 0);
+            let gateway = Gateway::new(
+                build.clone(),
+                record,
+                inputs,
+                frontends.clone(),
+                0,
+                build.scope().clone(),
+            );
             let gateway = Arc::new(gateway);
             let outcome = match (&request.definition, request.frontend.as_str()) {
                 (Some(definition), "") => {
@@ -209,7 +220,7 @@ impl ControlService {
                 (_, "gateway.v0") if !is_builtin(&request.frontend_attrs) => {
                     let attrs = request.frontend_attrs.clone();
                     let frontend = frontend_image(attrs, &request.frontend_inputs)?;
-                    frontends.answer(&build, frontend, 1).await?.outcome
+                    frontends.answer(&build, frontend, 1, build.scope()).await?.0
                 }
                 (_, "dockerfile.v0" | "gateway.v0") => {
                     let mut attrs = request.frontend_attrs.clone();
@@ -217,14 +228,17 @@ impl ControlService {
                         attrs.remove("source");
                     }
                     let found = gateway.dockerfile(attrs, &request.frontend_inputs).await?;
-                    gateway.outcome_of(found).await?
+                    gateway.outcome_of(found.0, &found.1).await?
                 }
                 (_, other) => {
                     return Err(Status::unimplemented(format!("invalid frontend: {other}")));
                 }
             };
             let mut results = gateway.solve_outcome(&outcome, !exporters.is_empty()).await?;
-            let edges: Vec<_> = outcome.images.iter().map(|image| image.edge.clone()).collect();
+            attest::attest(&gateway, &outcome, &mut results, &wanted).boxed().await?;
+            attest::provenance(&build, &outcome, &mut results, &wanted, recording).boxed().await?;
+            let edges: Vec<_> =
+                outcome.images.iter().map(|image| image.made.edge.clone()).collect();
             if caches.inline() {
                 let added = build.add_inline_caches(&mut results, &edges).await;
                 added.map_err(|error| build_status(&error))?;
@@ -269,6 +283,17 @@ impl ControlService {
     }
 }
 
+/// Returns what a whole build is asked, for its provenance.
+fn asked(request: &SolveRequest) -> Result<Asked, Status> {
+    let mut inputs = BTreeMap::new();
+    for (name, graph) in request.frontend_inputs.iter().filter(|(_, graph)| !graph.def.is_empty()) {
+        let graph = Definition::from_pb(graph.clone())
+            .map_err(|error| Status::invalid_argument(format!("the input {name:?}: {error}")))?;
+        inputs.insert(name.clone(), graph);
+    }
+    Ok(Asked::new(&request.frontend, &request.frontend_attrs, &inputs))
+}
+
 /// Returns whether a frontend that is said to be an image is the one that is built in.
 fn is_builtin(attrs: &BTreeMap<String, String>) -> bool {
     let replaced = |key: &String| {
@@ -297,9 +322,6 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<(), Status> {
     }
     if request.proxy_network {
         return Err(not_yet("the proxy network"));
-    }
-    if let Some(name) = request.frontend_attrs.keys().find(|name| name.starts_with("attest:")) {
-        return Err(not_yet(&format!("an attestation ({name})")));
     }
     Ok(())
 }

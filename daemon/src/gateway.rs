@@ -16,18 +16,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use prost::Message as _;
 use serde_json::json;
+use slipway_engine::attest::{self, Sbom};
 use slipway_engine::cache::CacheEntry;
 use slipway_engine::frontend::FrontendResult;
+use slipway_engine::provenance::{Origin, Scope};
 use slipway_engine::solver::graph::Edge;
 use slipway_engine::solver::policy::Policy;
 use slipway_engine::store::blocking;
+use slipway_engine::store::snapshot::Snapshot;
 use slipway_engine::store::tree::Entry;
 use slipway_engine::store::view::View;
 use slipway_engine::{Build, exporter};
+use slipway_spec::attestation::Attestation;
 use slipway_spec::llb::{Definition, pb};
 use slipway_spec::wire::fsutil::Stat;
 use slipway_spec::wire::gateway::{
-    FileRange, Ref, RefMap, Result as WireResult, SolveRequest, SolveResponse, result,
+    Attestation as WireAttestation, Attestations, FileRange, Ref, RefMap, Result as WireResult,
+    SolveRequest, SolveResponse, result,
 };
 use slipway_spec::{Digest, ImageConfig, Platform};
 use tokio::sync::watch;
@@ -57,14 +62,29 @@ pub struct Gateway {
     frontends: FrontendImages,
     /// How many frontends wait for this one.
     depth: usize,
+    /// What was asked for, and what came of it.
+    scope: Arc<Scope>,
     containers: Containers,
 }
 
-/// A result that a frontend may speak of.
-#[derive(Clone, Debug)]
-struct Reference {
-    edge: Option<Edge>,
+/// A result that a frontend may speak of; without an edge it is the empty file system.
+#[derive(Clone, Debug, Default)]
+pub struct Reference {
+    pub(crate) edge: Option<Edge>,
+    /// The graph that it was made of.
     definition: Option<pb::Definition>,
+}
+
+impl Reference {
+    /// Returns the graph that it was made of.
+    ///
+    /// # Errors
+    /// When the graph makes no sense.
+    pub(crate) fn definition(&self) -> Result<Option<Definition>, Status> {
+        let graph = self.edge.as_ref().and(self.definition.clone());
+        let graph = graph.map(Definition::from_pb).transpose();
+        graph.map_err(|error| Status::invalid_argument(error.to_string()))
+    }
 }
 
 /// What is to be exported.
@@ -81,26 +101,31 @@ pub struct Outcome {
 /// One platform's result.
 #[derive(Clone, Debug)]
 pub struct OutcomeImage {
+    /// What the frontend knows it by: its platform, as a rule.
+    pub id: String,
     /// The platform.
     pub platform: Platform,
-    /// The file system; `None` is the empty one.
-    pub edge: Option<Edge>,
+    /// The file system.
+    pub made: Reference,
     /// The config, without layers.
     pub config: ImageConfig,
     /// How many entries of its history are the base image's.
     pub base_history: usize,
     /// The time of what was made, in seconds since 1970, where the frontend sets it.
     pub epoch: Option<i64>,
+    /// What is to be said of it.
+    pub attestations: Vec<Attestation<Reference>>,
 }
 
 impl Gateway {
-    /// Offers a build to a frontend; `depth` is how many frontends wait for it.
+    /// Offers a build to a frontend; `depth` is how many frontends wait for it, and `scope` what it was asked.
     pub fn new(
         build: Build,
         record: Arc<Record>,
         inputs: BTreeMap<String, pb::Definition>,
         frontends: FrontendImages,
         depth: usize,
+        scope: Arc<Scope>,
     ) -> Self {
         let returned = watch::Sender::new(None);
         Self {
@@ -111,6 +136,7 @@ impl Gateway {
             returned,
             frontends,
             depth,
+            scope,
             containers: Containers::default(),
         }
     }
@@ -123,18 +149,6 @@ impl Gateway {
     /// Waits until it has said something.
     async fn wait_for_word(&self) {
         drop(self.returned.subscribe().wait_for(Option::is_some).await);
-    }
-
-    /// Finds the graph that a result was made of.
-    fn definition_of(&self, edge: &Edge) -> Result<Definition, Status> {
-        let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
-        let same =
-            |known: &Edge| known.index == edge.index && known.vertex.digest == edge.vertex.digest;
-        let found = refs.values().find(|reference| reference.edge.as_ref().is_some_and(same));
-        let message = found.and_then(|reference| reference.definition.clone());
-        let message =
-            message.ok_or_else(|| Status::internal("a result that was made of no graph"))?;
-        Definition::from_pb(message).map_err(|error| Status::invalid_argument(error.to_string()))
     }
 
     /// Finds an operation in the graphs that results were made of.
@@ -160,7 +174,7 @@ impl Gateway {
     }
 
     fn put(&self, reference: Reference) -> String {
-        let id = crate::new_id();
+        let id = slipway_engine::id::new_id();
         let mut refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
         refs.insert(id.clone(), reference);
         id
@@ -168,7 +182,7 @@ impl Gateway {
 
     fn get(&self, id: &str) -> Result<Reference, Status> {
         if id.is_empty() {
-            return Ok(Reference { edge: None, definition: None });
+            return Ok(Reference::default());
         }
         let refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
         refs.get(id).cloned().ok_or_else(|| Status::not_found(format!("no such ref: {id}")))
@@ -179,6 +193,7 @@ impl Gateway {
         &self,
         message: pb::Definition,
         policies: &[Policy],
+        scope: &Scope,
     ) -> Result<Option<Edge>, Status> {
         if message.def.is_empty() {
             return Ok(None);
@@ -187,6 +202,7 @@ impl Gateway {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let edge = self.build.load_under(&definition, policies).await;
         let edge = edge.map_err(|error| solve_status(&error))?;
+        scope.add_result(&edge);
         self.announce(&edge);
         Ok(Some(edge))
     }
@@ -229,19 +245,22 @@ impl Gateway {
                 ));
             }
             (Some(definition), _) => {
-                let edge = self.load(definition.clone(), &policies).await?;
-                let reference = self.reference(edge.clone(), Some(definition), arrays);
+                let edge = self.load(definition.clone(), &policies, &self.scope).await?;
+                let made = Reference { edge: edge.clone(), definition: Some(definition) };
+                let reference = self.reference(made, arrays);
                 let result = WireResult { result: Some(reference), ..WireResult::default() };
                 (result, edge.into_iter().collect())
             }
             (None, "") => (WireResult::default(), vec![]),
             (None, "dockerfile.v0") => {
-                let found = self.dockerfile(request.frontend_opt, &request.frontend_inputs).await?;
-                self.publish(found, arrays).await?
+                let found = self.dockerfile(request.frontend_opt, &request.frontend_inputs);
+                let (found, scope) = found.await?;
+                self.publish(found, arrays, &scope).await?
             }
             (None, "gateway.v0") => {
-                let found = self.run_image(request.frontend_opt, &request.frontend_inputs).await?;
-                self.publish(found, arrays).await?
+                let found = self.run_image(request.frontend_opt, &request.frontend_inputs);
+                let (found, scope) = found.await?;
+                self.publish(found, arrays, &scope).await?
             }
             (None, other) => {
                 return Err(Status::unimplemented(format!("invalid frontend: {other}")));
@@ -252,6 +271,7 @@ impl Gateway {
                 self.build.solve(edge).await.map_err(|error| self.failed(&error))?;
             }
         }
+        edges.iter().for_each(|edge| self.scope.publish(edge));
         let single = match &result.result {
             Some(result::Result::Ref(reference)) => reference.id.clone(),
             Some(result::Result::RefDeprecated(id)) => id.clone(),
@@ -261,7 +281,7 @@ impl Gateway {
         Ok(SolveResponse { r#ref: reference, result: Some(result) })
     }
 
-    /// Runs the frontend that is built in.
+    /// Runs the frontend that is built in. Returns also where its results belong.
     ///
     /// # Errors
     /// When something is wrong with the Dockerfile.
@@ -269,7 +289,7 @@ impl Gateway {
         &self,
         attrs: BTreeMap<String, String>,
         inputs: &BTreeMap<String, pb::Definition>,
-    ) -> Result<FrontendResult, Status> {
+    ) -> Result<(FrontendResult, Arc<Scope>), Status> {
         let read = |(name, graph): (&String, &pb::Definition)| {
             if graph.def.is_empty() {
                 return Err(Status::unknown("invalid nil input definition to definition op"));
@@ -280,7 +300,7 @@ impl Gateway {
             Ok((name.clone(), graph))
         };
         let inputs = inputs.iter().map(read).collect::<Result<_, _>>()?;
-        let found = self.build.dockerfile_with(attrs, inputs, self.depth).await;
+        let found = self.build.dockerfile(attrs, inputs, self.depth, &self.scope).await;
         found.map_err(|error| build_status(&error))
     }
 
@@ -289,20 +309,24 @@ impl Gateway {
         &self,
         found: FrontendResult,
         arrays: bool,
+        scope: &Scope,
     ) -> Result<(WireResult, Vec<Edge>), Status> {
         let mut metadata: BTreeMap<String, Bytes> =
             found.metadata.into_iter().map(|(key, value)| (key, value.into())).collect();
         let mut refs = BTreeMap::new();
+        let mut attestations = BTreeMap::new();
         let mut platforms = vec![];
         let mut edges = vec![];
         let multi_platform = found.multi_platform || found.images.len() > 1;
-        for image in &found.images {
-            let definition = image.definition.as_ref().map(Definition::to_pb);
-            let edge = match definition.clone() {
-                Some(definition) => self.load(definition, &[]).await?,
-                None => None,
-            };
+        for image in found.images {
+            let made = self.load_graph(image.definition.as_ref(), scope).await?;
             let id = image.platform.full_name();
+            for said in image.attestations {
+                let (graph, said) = said.split();
+                let reference = self.stored(self.load_graph(graph.as_ref(), scope).await?);
+                let all: &mut Attestations = attestations.entry(id.clone()).or_default();
+                all.attestation.push(said.at(reference).into());
+            }
             let suffix = multi_platform.then_some(id.as_str());
             metadata
                 .insert(config_key("containerimage.config", suffix), json_bytes(&image.config)?);
@@ -315,8 +339,8 @@ impl Gateway {
                 metadata.insert(key, epoch.to_string().into_bytes().into());
             }
             platforms.push(json!({ "ID": id, "Platform": image.platform }));
-            refs.insert(id, self.stored(edge.clone(), definition));
-            edges.extend(edge);
+            edges.extend(made.edge.clone());
+            refs.insert(id, self.stored(made));
         }
         if !platforms.is_empty() {
             metadata
@@ -338,25 +362,32 @@ impl Gateway {
                 Some(result::Result::RefsDeprecated(refs))
             }
         };
-        Ok((WireResult { result, metadata, ..WireResult::default() }, edges))
+        Ok((WireResult { result, metadata, attestations }, edges))
     }
 
-    fn stored(&self, edge: Option<Edge>, definition: Option<pb::Definition>) -> Ref {
-        // Without an id it is the empty file system.
-        let id = match &edge {
-            Some(_) => self.put(Reference { edge, definition: definition.clone() }),
-            None => String::new(),
-        };
-        Ref { id, def: definition }
-    }
-
-    fn reference(
+    /// Loads a graph that a frontend made; none is the empty file system.
+    async fn load_graph(
         &self,
-        edge: Option<Edge>,
-        definition: Option<pb::Definition>,
-        arrays: bool,
-    ) -> result::Result {
-        let reference = self.stored(edge, definition);
+        definition: Option<&Definition>,
+        scope: &Scope,
+    ) -> Result<Reference, Status> {
+        let definition = definition.map(Definition::to_pb);
+        let edge = match definition.clone() {
+            Some(definition) => self.load(definition, &[], scope).await?,
+            None => None,
+        };
+        Ok(Reference { edge, definition })
+    }
+
+    fn stored(&self, made: Reference) -> Ref {
+        // Without an id it is the empty file system.
+        let def = made.definition.clone();
+        let id = if made.edge.is_some() { self.put(made) } else { String::new() };
+        Ref { id, def }
+    }
+
+    fn reference(&self, made: Reference, arrays: bool) -> result::Result {
+        let reference = self.stored(made);
         if arrays {
             result::Result::Ref(reference)
         } else {
@@ -402,11 +433,16 @@ impl Gateway {
             Some(result::Result::RefsDeprecated(refs)) => (refs.refs, true),
         };
         let platforms = convert::platforms(metadata.get("refs.platforms"))?;
+        let mut attestations = self.said_of(result.attestations)?;
         if !multi_platform {
-            let edge = self.get(ids.values().next().map_or("", String::as_str))?.edge;
-            let platform =
-                platforms.into_iter().next().map_or_else(Platform::host, |(_, platform)| platform);
-            let image = OutcomeImage::new(platform, edge, &metadata, None)?;
+            let made = self.get(ids.values().next().map_or("", String::as_str))?;
+            let (id, platform) = platforms.into_iter().next().unzip();
+            let platform = platform.unwrap_or_else(Platform::host);
+            let mut image = OutcomeImage::new(platform, made, &metadata, None)?;
+            if let Some(id) = id {
+                image.id = id;
+            }
+            image.attestations = attestations.remove(&image.id).unwrap_or_default();
             return Ok(Outcome { images: vec![image], multi_platform, metadata });
         }
         let mut images = vec![];
@@ -421,30 +457,58 @@ impl Gateway {
             let reference = ids.get(&id).ok_or_else(|| {
                 Status::invalid_argument(format!("the result has nothing for platform {id}"))
             })?;
-            let edge = self.get(reference)?.edge;
-            images.push(OutcomeImage::new(platform, edge, &metadata, Some(&id))?);
+            let made = self.get(reference)?;
+            let mut image = OutcomeImage::new(platform, made, &metadata, Some(&id))?;
+            image.attestations = attestations.remove(&id).unwrap_or_default();
+            images.push(image);
         }
         Ok(Outcome { images, multi_platform, metadata })
     }
 
-    /// Makes what the built-in frontend found out into a result.
+    /// Reads what is to be said of results, by what the frontend knows them by.
+    fn said_of(
+        &self,
+        messages: BTreeMap<String, Attestations>,
+    ) -> Result<BTreeMap<String, Vec<Attestation<Reference>>>, Status> {
+        let read = |message: WireAttestation| {
+            let said = Attestation::try_from(message)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let (reference, said) = said.split();
+            Ok(said.at(self.get(&reference.id)?))
+        };
+        let mut all = BTreeMap::new();
+        for (id, messages) in messages {
+            let said: Result<Vec<_>, Status> = messages.attestation.into_iter().map(read).collect();
+            all.insert(id, said?);
+        }
+        Ok(all)
+    }
+
+    /// Makes what the built-in frontend found out into a result, which belongs into `scope`.
     ///
     /// # Errors
     /// When one of its graphs is not well formed.
-    pub async fn outcome_of(&self, found: FrontendResult) -> Result<Outcome, Status> {
+    pub async fn outcome_of(
+        &self,
+        found: FrontendResult,
+        scope: &Scope,
+    ) -> Result<Outcome, Status> {
         let multi_platform = found.multi_platform || found.images.len() > 1;
         let mut images = vec![];
-        for image in &found.images {
-            let edge = match image.definition.as_ref().map(Definition::to_pb) {
-                Some(definition) => self.load(definition, &[]).await?,
-                None => None,
-            };
+        for image in found.images {
+            let mut attestations = vec![];
+            for said in image.attestations {
+                let (graph, said) = said.split();
+                attestations.push(said.at(self.load_graph(graph.as_ref(), scope).await?));
+            }
             images.push(OutcomeImage {
-                platform: image.platform.clone(),
-                edge,
-                config: image.config.clone(),
+                id: image.platform.full_name(),
+                platform: image.platform,
+                made: self.load_graph(image.definition.as_ref(), scope).await?,
+                config: image.config,
                 base_history: image.base_history_len,
                 epoch: image.epoch,
+                attestations,
             });
         }
         let metadata = found.metadata.into_iter().map(|(key, value)| (key, value.into())).collect();
@@ -456,8 +520,9 @@ impl Gateway {
     /// # Errors
     /// When the graph is not well formed.
     pub async fn outcome_of_graph(&self, definition: pb::Definition) -> Result<Outcome, Status> {
-        let edge = self.load(definition, &[]).await?;
-        let image = OutcomeImage::new(Platform::host(), edge, &BTreeMap::new(), None)?;
+        let edge = self.load(definition.clone(), &[], &self.scope).await?;
+        let made = Reference { edge, definition: Some(definition) };
+        let image = OutcomeImage::new(Platform::host(), made, &BTreeMap::new(), None)?;
         Ok(Outcome { images: vec![image], ..Outcome::default() })
     }
 
@@ -473,13 +538,17 @@ impl Gateway {
         let one = |image: &OutcomeImage| {
             let image = image.clone();
             async move {
-                let snapshot = match &image.edge {
-                    Some(edge) if used => {
-                        self.build.obtain(edge).await.map_err(|e| solve_status(&e))?
-                    }
-                    Some(edge) => self.build.solve(edge).await.map_err(|e| solve_status(&e))?,
-                    None => Default::default(),
+                let snapshot = async {
+                    let solved = match &image.made.edge {
+                        Some(edge) if used => self.build.obtain(edge).await,
+                        Some(edge) => self.build.solve(edge).await,
+                        None => Ok(Snapshot::default()),
+                    };
+                    solved.map_err(|error| solve_status(&error))
                 };
+                let said = image.attestations.into_iter().map(|said| self.attested(said));
+                let (snapshot, attestations) =
+                    futures::try_join!(snapshot, futures::future::try_join_all(said))?;
                 Ok::<_, Status>(exporter::PlatformResult {
                     platform: image.platform,
                     snapshot,
@@ -487,10 +556,68 @@ impl Gateway {
                     base_history: image.base_history,
                     epoch: image.epoch,
                     inline_cache: None,
+                    attestations,
                 })
             }
         };
         futures::future::try_join_all(outcome.images.iter().map(one)).await
+    }
+
+    /// Has the file system that something is said in, and hands it to outputs.
+    async fn attested(
+        &self,
+        said: Attestation<Reference>,
+    ) -> Result<exporter::Attestation, Status> {
+        let snapshot = match &said.from.edge {
+            Some(edge) => self.build.obtain(edge).await.map_err(|error| solve_status(&error))?,
+            None => Snapshot::default(),
+        };
+        Ok(attest::to_export(said, snapshot))
+    }
+
+    /// Has results scanned that nobody says of what they are made of, and returns what is said of each of them.
+    ///
+    /// # Errors
+    /// When there is no such scanner, or it fails.
+    pub(crate) async fn scan(
+        &self,
+        outcome: &Outcome,
+        sbom: &Sbom,
+    ) -> Result<Vec<Option<exporter::Attestation>>, Status> {
+        let mut said = outcome.images.iter().flat_map(|image| &image.attestations);
+        let none = vec![None; outcome.images.len()];
+        if said.any(Attestation::is_sbom) {
+            return Ok(none);
+        }
+        let mut graphs = vec![];
+        let mut places = vec![];
+        for (place, image) in outcome.images.iter().enumerate() {
+            // Of nothing there is nothing to say.
+            if let Some(definition) = image.made.definition()? {
+                graphs.push((image.id.clone(), definition));
+                places.push(place);
+            }
+        }
+        let scans = self.build.scan(sbom, &graphs).await.map_err(|error| build_status(&error))?;
+        let run = scans.into_iter().map(|scan| async move {
+            let (graph, said) = scan.split();
+            self.attested(said.at(self.load_graph(graph.as_ref(), &self.scope).await?)).await
+        });
+        let scanned = futures::future::try_join_all(run).await?;
+        let mut found = none;
+        for (place, attestation) in places.into_iter().zip(scanned) {
+            found[place] = Some(attestation);
+        }
+        Ok(found)
+    }
+
+    /// Returns the results with the graphs that they came out of.
+    pub(crate) fn origins(outcome: &Outcome) -> Result<Vec<Origin>, Status> {
+        let one = |image: &OutcomeImage| {
+            let (platform, edge) = (image.platform.clone(), image.made.edge.clone());
+            Ok(Origin { platform, edge, definition: image.made.definition()? })
+        };
+        outcome.images.iter().map(one).collect()
     }
 
     async fn evaluate(&self, id: &str) -> Result<(), Status> {
@@ -578,7 +705,7 @@ fn json_bytes(value: &impl serde::Serialize) -> Result<Bytes, Status> {
 impl OutcomeImage {
     fn new(
         platform: Platform,
-        edge: Option<Edge>,
+        made: Reference,
         metadata: &BTreeMap<String, Bytes>,
         id: Option<&str>,
     ) -> Result<Self, Status> {
@@ -598,6 +725,12 @@ impl OutcomeImage {
                 ))
             })
         });
-        Ok(Self { platform, edge, config, base_history, epoch: epoch.transpose()? })
+        let id = match id {
+            Some(id) => id.to_owned(),
+            None if config.os.is_empty() || config.architecture.is_empty() => platform.full_name(),
+            None => config.platform().normalized().full_name(),
+        };
+        let (epoch, attestations) = (epoch.transpose()?, vec![]);
+        Ok(Self { id, platform, made, config, base_history, epoch, attestations })
     }
 }

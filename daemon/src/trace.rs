@@ -34,7 +34,7 @@ impl TraceContext {
         let header = metadata.get("traceparent").and_then(|value| value.to_str().ok());
         header
             .and_then(Self::parse)
-            .unwrap_or_else(|| Self { trace: crate::random(), parent: [0; 8] })
+            .unwrap_or_else(|| Self { trace: slipway_engine::id::random(), parent: [0; 8] })
     }
 
     fn parse(header: &str) -> Option<Self> {

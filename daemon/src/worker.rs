@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use slipway_engine::config::GcRule;
+use slipway_engine::frontend::dockerfile::LANGUAGE_VERSION;
 use slipway_engine::solver::device::{DeviceInfo, Inventory};
 use slipway_engine::solver::emulation::Emulation;
 use slipway_spec::llb::pb;
@@ -26,7 +27,7 @@ pub fn version() -> BuildkitVersion {
         package: "slipway".into(),
         version: concat!("v", env!("CARGO_PKG_VERSION")).into(),
         revision: String::new(),
-        dockerfile_version: String::new(),
+        dockerfile_version: LANGUAGE_VERSION.into(),
     }
 }
 
@@ -40,7 +41,7 @@ impl WorkerInfo {
         let id = match std::fs::read_to_string(&path) {
             Ok(id) if !id.trim().is_empty() => id.trim().to_owned(),
             _ => {
-                let id = crate::new_id();
+                let id = slipway_engine::id::new_id();
                 std::fs::write(&path, &id)?;
                 id
             }

@@ -37,10 +37,12 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 #[path = "../src/control/tests/messages.rs"]
-#[expect(dead_code, reason = "the tests of the services use more of it")]
 mod messages;
 
-use messages::{Connection, definition, file_op, mkdir, result_of, symlink, tagged};
+#[path = "containers/scanners.rs"]
+mod scanners;
+
+use messages::{Connection, definition, file_op, mkdir, mkfile, result_of, symlink, tagged};
 
 const BUSYBOX: &str = "/bin/busybox";
 /// Nothing that is tested takes as long as this.
@@ -59,6 +61,12 @@ fn main() -> ExitCode {
         ("a_client_that_vanishes_takes_its_processes", a_client_that_vanishes_takes_its_processes),
         ("frontends_that_are_none_say_why", frontends_that_are_none_say_why),
         ("a_frontend_that_hangs_ends_with_its_client", a_frontend_that_hangs_ends_with_its_client),
+        ("dockerfiles_are_scanned", scanners::dockerfiles_are_scanned),
+        (
+            "what_no_frontend_scanned_is_scanned_afterwards",
+            scanners::what_no_frontend_scanned_is_scanned_afterwards,
+        ),
+        ("a_scanner_that_fails_fails_the_build", scanners::a_scanner_that_fails_fails_the_build),
     ];
     let trials = tests.iter().map(|(name, test)| {
         let test = *test;

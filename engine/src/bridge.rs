@@ -22,6 +22,7 @@ use tokio::sync::OnceCell;
 
 use crate::build::WeakBuild;
 use crate::frontends::{FrontendRunner, MAX_DEPTH, too_deep};
+use crate::provenance::Scope;
 
 /// Files that a frontend reads may have this many bytes.
 const MAX_FILE: u64 = 32 * 1024 * 1024;
@@ -30,6 +31,7 @@ const MAX_FILE: u64 = 32 * 1024 * 1024;
 pub(crate) struct JobBridge {
     job: Job,
     progress: Arc<dyn ProgressSink>,
+    scope: Arc<Scope>,
     edges: Mutex<Vec<Edge>>,
     images: Mutex<HashMap<(String, Platform), Question>>,
     inputs: BTreeMap<String, Definition>,
@@ -43,10 +45,11 @@ pub(crate) struct JobBridge {
 type Question = Arc<OnceCell<Result<SourceMetadata, SolveError>>>;
 
 impl JobBridge {
-    pub(crate) fn new(job: Job, progress: Arc<dyn ProgressSink>) -> Self {
+    pub(crate) fn new(job: Job, progress: Arc<dyn ProgressSink>, scope: Arc<Scope>) -> Self {
         Self {
             job,
             progress,
+            scope,
             edges: Mutex::default(),
             images: Mutex::default(),
             inputs: BTreeMap::new(),
@@ -65,16 +68,15 @@ impl JobBridge {
         self
     }
 
-    /// Makes one for a frontend that another one has asked for.
-    pub(crate) fn nested(&self, inputs: BTreeMap<String, Definition>, depth: usize) -> Self {
-        let bridge = Self::new(self.job.clone(), self.progress.clone()).with_inputs(inputs);
-        Self { frontends: self.frontends.clone(), depth, ..bridge }
-    }
-
-    /// Gives the frontend graphs that stand for folders.
-    pub(crate) fn with_inputs(mut self, inputs: BTreeMap<String, Definition>) -> Self {
-        self.inputs = inputs;
-        self
+    /// Makes one for a frontend that is asked something. `inputs` are graphs that stand for folders.
+    pub(crate) fn nested(
+        &self,
+        inputs: BTreeMap<String, Definition>,
+        depth: usize,
+        scope: Arc<Scope>,
+    ) -> Self {
+        let bridge = Self::new(self.job.clone(), self.progress.clone(), scope);
+        Self { frontends: self.frontends.clone(), depth, inputs, ..bridge }
     }
 
     /// Finds out about a source after policies decided about it, which may make another one of it. What an image is, is
@@ -101,6 +103,13 @@ impl JobBridge {
             images.entry(key).or_default().clone()
         };
         question.get_or_init(|| self.job.metadata(request)).await.clone()
+    }
+
+    /// Finds out about an image that something may be made from.
+    async fn noted(&self, request: &mut MetadataRequest) -> Result<SourceMetadata, BridgeError> {
+        let found = self.metadata(request, &[]).await.map_err(to_bridge_error)?;
+        self.scope.add_metadata(request, &found);
+        Ok(found)
     }
 
     fn edge(&self, from: &BridgeRef) -> Result<Edge, BridgeError> {
@@ -152,7 +161,7 @@ impl Bridge for JobBridge {
             ResolveMode::Local => Lookup::StoreOnly,
         };
         let asked = image_source(image).identifier;
-        let found = self.metadata(&mut request, &[]).await.map_err(to_bridge_error)?;
+        let found = self.noted(&mut request).await?;
         let identifier = request.source.identifier.as_str();
         let reference = match identifier.strip_prefix("docker-image://") {
             _ if identifier == asked => Ok(None),
@@ -176,7 +185,7 @@ impl Bridge for JobBridge {
         let mut request = MetadataRequest::new(image.source());
         request.shown_as = format!("[internal] load metadata for {}", image.reference);
         request.platform = Some(platform.clone());
-        let found = self.metadata(&mut request, &[]).await.map_err(to_bridge_error)?;
+        let found = self.noted(&mut request).await?;
         let found = found.image.ok_or_else(|| {
             let message = format!("{} is no image", request.source.identifier);
             BridgeError::new(BridgeErrorKind::Other, message)
@@ -220,6 +229,7 @@ impl Bridge for JobBridge {
 
     async fn solve(&self, definition: Definition) -> Result<BridgeRef, BridgeError> {
         let edge = self.job.load(&definition).await.map_err(to_bridge_error)?;
+        self.scope.add_result(&edge);
         let mut edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
         edges.push(edge);
         Ok(BridgeRef(edges.len() as u64 - 1))
@@ -239,14 +249,12 @@ impl Bridge for JobBridge {
         if self.depth >= MAX_DEPTH {
             return Err(too_deep());
         }
-        runner.run(&build, image, self.depth + 1).await
+        runner.run(&build, image, self.depth + 1, &self.scope).await
     }
 
     fn supports(&self, feature: Feature) -> bool {
         match feature {
-            Feature::Merge => true,
-            // Nothing runs scanners yet.
-            Feature::Sbom => false,
+            Feature::Merge | Feature::Sbom => true,
         }
     }
 

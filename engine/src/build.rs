@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use slipway_exporter::PlatformResult;
+use slipway_exporter::{Attestation, PlatformResult};
 use slipway_frontend::{
     Bridge as _, BridgeError, FrontendRequest, FrontendResult, ResolveMode, ResolvedImage,
     dockerfile,
@@ -20,10 +20,10 @@ use slipway_solver::{Job, LocalFiles, Services, SolveError, Worker};
 use slipway_spec::llb::Definition;
 use slipway_spec::progress::ProgressSink;
 use slipway_spec::{ImageReference, Platform};
-use slipway_store::blocking;
 use slipway_store::registry::{Credentials, Registry};
 use slipway_store::snapshot::Snapshot;
 use slipway_store::view::View;
+use slipway_store::{blocking, now_nanos};
 use tokio::sync::OnceCell;
 
 use crate::Engine;
@@ -31,6 +31,7 @@ use crate::bridge::JobBridge;
 use crate::cache::{CacheEntry, CacheFolders};
 use crate::error::BuildError;
 use crate::frontends::FrontendRunner;
+use crate::provenance::{Asked, Invocation, Scope};
 
 /// Whom a build is for.
 #[derive(Clone, Debug)]
@@ -41,14 +42,16 @@ pub struct BuildClient {
     pub services: Services,
     /// How registries know the client; `None` is how they know the engine.
     pub credentials: Option<Arc<dyn Credentials>>,
-    /// Graphs that stand for folders of these names.
-    pub inputs: BTreeMap<String, Definition>,
     /// The time of what the build makes, in seconds since 1970, where it is not to be the present.
     pub epoch: Option<i64>,
     /// Runs frontends that are images; `None` is what the engine has for that.
     pub frontends: Option<Arc<dyn FrontendRunner>>,
     /// The folders that caches are in.
     pub caches: Arc<dyn CacheFolders>,
+    /// What the whole build is asked.
+    pub asked: Asked,
+    /// What the build is called where it is told of.
+    pub id: String,
 }
 
 /// A build under way. Cheap to clone; what nobody waits for any more is not done.
@@ -64,6 +67,8 @@ struct Inner {
     caches: Arc<dyn CacheFolders>,
     /// The caches that it looks into, or tried to.
     imported: Mutex<BTreeMap<CacheEntry, Arc<OnceCell<()>>>>,
+    scope: Arc<Scope>,
+    invocation: Invocation,
 }
 
 impl fmt::Debug for Build {
@@ -92,13 +97,16 @@ impl Engine {
         let time = client.epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
         let worker = engine.worker.clone();
         let job = Job::with(worker, client.files, progress.clone(), time, client.services);
-        let bridge = JobBridge::new(job.clone(), progress.clone()).with_inputs(client.inputs);
+        let scope = Scope::of_build(client.asked, self.producers.clone());
+        let bridge = JobBridge::new(job.clone(), progress.clone(), scope.clone());
+        let environment = self.provenance_environment.clone();
+        let invocation = Invocation { id: client.id, began: now_nanos(), environment };
         let frontends = client.frontends.or_else(|| self.frontends.clone());
         Ok(Build(Arc::new_cyclic(|build| {
             let bridge = bridge.with_frontends(frontends, WeakBuild(build.clone()));
             let (epoch, caches) = (client.epoch, client.caches);
             let imported = Mutex::default();
-            Inner { engine, job, bridge, progress, epoch, caches, imported }
+            Inner { engine, job, bridge, progress, epoch, caches, imported, scope, invocation }
         })))
     }
 }
@@ -114,46 +122,43 @@ impl WeakBuild {
 }
 
 impl Build {
-    /// Has the Dockerfile read, and returns what it asks for. Nothing is solved but what it takes to read it.
+    /// Has a Dockerfile read, and returns what it asks for. Nothing is solved but what it takes to read it. `inputs` are
+    /// graphs that stand for folders of these names, `depth` is how many frontends wait for the answer, and `within` is what
+    /// was asked by who asks. The results belong into the scope that is returned.
     ///
     /// # Errors
     /// When something is wrong with the Dockerfile or its base images.
     pub async fn dockerfile(
         &self,
         attrs: BTreeMap<String, String>,
-    ) -> Result<FrontendResult, BuildError> {
-        let request = FrontendRequest { attrs, build_platform: Platform::host() };
-        Ok(self.with_caches(dockerfile::build(&request, &self.0.bridge).await?).await)
-    }
-
-    /// As [`dockerfile`](Self::dockerfile), with other graphs in the place of folders than those of the whole build;
-    /// `depth` is how many frontends wait for it.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn dockerfile_with(
-        &self,
-        attrs: BTreeMap<String, String>,
         inputs: BTreeMap<String, Definition>,
         depth: usize,
-    ) -> Result<FrontendResult, BuildError> {
+        within: &Scope,
+    ) -> Result<(FrontendResult, Arc<Scope>), BuildError> {
+        let scope = within.within(Asked::new("dockerfile.v0", &attrs, &inputs));
+        let bridge = self.0.bridge.nested(inputs, depth, scope.clone());
         let request = FrontendRequest { attrs, build_platform: Platform::host() };
-        let found = dockerfile::build(&request, &self.0.bridge.nested(inputs, depth)).await?;
-        Ok(self.with_caches(found).await)
+        let found = dockerfile::build(&request, &bridge).await?;
+        // What is answered instead of a build needs no caches.
+        if !found.images.is_empty() {
+            self.import_caches(found.cache_imports.iter().cloned().map(CacheEntry::from)).await;
+        }
+        Ok((found, scope))
+    }
+
+    /// Returns what is noted of who asked for what.
+    pub fn scope(&self) -> &Arc<Scope> {
+        &self.0.scope
+    }
+
+    /// Returns what the build is called.
+    pub(crate) fn invocation(&self) -> &Invocation {
+        &self.0.invocation
     }
 
     /// Returns what answers a frontend's questions.
     pub(crate) fn bridge(&self) -> &JobBridge {
         &self.0.bridge
-    }
-
-    /// Looks into the caches that a frontend was told of.
-    async fn with_caches(&self, found: FrontendResult) -> FrontendResult {
-        // What is answered instead of a build needs none.
-        if !found.images.is_empty() {
-            self.import_caches(found.cache_imports.iter().cloned().map(CacheEntry::from)).await;
-        }
-        found
     }
 
     /// Returns the cell that says whether a cache was read.
@@ -271,7 +276,12 @@ impl Build {
     /// # Errors
     /// When a registry fails.
     pub async fn provide(&self, results: &[PlatformResult]) -> Result<(), BuildError> {
-        try_join_all(results.iter().map(|result| self.0.job.provide(&result.snapshot))).await?;
+        let snapshots = results.iter().flat_map(|result| {
+            // What is said of a result may be said anywhere.
+            let said = result.attestations.iter().filter_map(Attestation::snapshot);
+            std::iter::once(&result.snapshot).chain(said)
+        });
+        try_join_all(snapshots.map(|snapshot| self.0.job.provide(snapshot))).await?;
         Ok(())
     }
 

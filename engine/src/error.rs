@@ -14,6 +14,9 @@ pub enum EngineError {
     /// The registry client.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// What is to be added to provenance.
+    #[error("cannot use what is to be added to provenance: {0}")]
+    Provenance(String),
 }
 
 /// A build that failed.

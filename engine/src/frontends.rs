@@ -18,6 +18,7 @@ use slipway_spec::Platform;
 use slipway_spec::llb::{Definition, pb};
 
 use crate::Build;
+use crate::provenance::Scope;
 
 /// Frontends may have others do their work, and those others again; no deeper than this.
 pub const MAX_DEPTH: usize = 8;
@@ -31,7 +32,8 @@ const DEFAULT_COMMAND: &str = "/run";
 /// Runs frontends that are images.
 #[async_trait]
 pub trait FrontendRunner: fmt::Debug + Send + Sync {
-    /// Has a frontend read what a build is given. `depth` is how many frontends wait for it.
+    /// Has a frontend read what a build is given. `depth` is how many frontends wait for it, and `within` what was asked by
+    /// who asks; what the frontend is asked is noted there, with its results.
     ///
     /// # Errors
     /// What the frontend says went wrong, or why it said nothing.
@@ -40,6 +42,7 @@ pub trait FrontendRunner: fmt::Debug + Send + Sync {
         build: &Build,
         frontend: FrontendImage,
         depth: usize,
+        within: &Scope,
     ) -> Result<FrontendResult, BridgeError>;
 }
 

@@ -15,6 +15,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod attest;
 mod bridge;
 pub mod build;
 pub mod cache;
@@ -22,8 +23,10 @@ pub mod config;
 pub mod container;
 pub mod error;
 pub mod frontends;
+pub mod id;
 pub mod inventory;
 pub mod pipeline;
+pub mod provenance;
 pub mod request;
 pub mod task;
 
@@ -31,6 +34,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
 use slipway_solver::device::{DeviceOptions, Devices};
 use slipway_solver::executor::{SandboxExecutor, SandboxOptions, prepare_stub};
 use slipway_solver::source::image::Images;
@@ -46,6 +50,7 @@ pub use build::{Build, BuildClient};
 pub use error::{BuildError, EngineError};
 pub use frontends::FrontendRunner;
 pub use pipeline::source_date_epoch;
+use provenance::Producers;
 pub use request::{BuildRequest, BuildResult, Export, look_ahead};
 pub use slipway_exporter as exporter;
 pub use slipway_frontend as frontend;
@@ -66,6 +71,8 @@ pub struct EngineOptions {
     pub sandbox: SandboxOptions,
     /// Devices that steps may ask for.
     pub devices: Devices,
+    /// What the administrator adds to the provenance of all results: fields of the builder's own parameters.
+    pub provenance: Map<String, Value>,
 }
 
 impl EngineOptions {
@@ -77,6 +84,7 @@ impl EngineOptions {
             credentials: Arc::new(Anonymous),
             sandbox: SandboxOptions::default(),
             devices: Devices::new(DeviceOptions::default()),
+            provenance: Map::new(),
         }
     }
 }
@@ -93,6 +101,8 @@ pub struct Engine {
     settings: RegistryOptions,
     credentials: Arc<dyn Credentials>,
     frontends: Option<Arc<dyn FrontendRunner>>,
+    producers: Producers,
+    provenance_environment: Arc<Map<String, Value>>,
 }
 
 impl Engine {
@@ -121,8 +131,16 @@ impl Engine {
             shared: Shared::default(),
             devices: options.devices,
         };
-        let credentials = options.credentials;
-        Ok(Self { worker, executor, registry, settings, credentials, frontends: None })
+        Ok(Self {
+            worker,
+            executor,
+            registry,
+            settings,
+            credentials: options.credentials,
+            frontends: None,
+            producers: Producers::default(),
+            provenance_environment: Arc::new(options.provenance),
+        })
     }
 
     /// Lets builds use frontends that are images.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
-use slipway_exporter::{Assembled, ImageOptions, PlatformResult, assemble, files};
-use slipway_frontend::FrontendResult;
+use slipway_exporter::files::{self, Files};
+use slipway_exporter::{Assembled, ImageOptions, PlatformResult, assemble};
+use slipway_frontend::{FrontendResult, PlatformImage};
 use slipway_solver::LocalFolders;
 use slipway_solver::graph::Edge;
 use slipway_spec::progress::ProgressSink;
@@ -15,12 +16,13 @@ use slipway_store::layout::ArchiveImage;
 use slipway_store::snapshot::Snapshot;
 use slipway_store::transfer::{self, Outcome};
 
-use crate::Engine;
 use crate::build::{Build, BuildClient};
 use crate::cache::{CachePlace, LocalCaches};
 use crate::error::BuildError;
+use crate::provenance::{self, Asked, Origin, ProvenanceOptions, Scope};
 use crate::request::{BuildRequest, BuildResult, Export, memory};
 use crate::task::Task;
+use crate::{Engine, attest};
 
 impl Engine {
     /// Builds. Dropping the future stops everything the build does.
@@ -40,19 +42,36 @@ impl Engine {
             files: Arc::new(files),
             services: request.services,
             credentials: None,
-            inputs: BTreeMap::new(),
             // Where it is no number, the frontend finds out what is meant.
             epoch: request.attrs.get("build-arg:SOURCE_DATE_EPOCH").and_then(|t| t.parse().ok()),
             frontends: None,
             caches: Arc::new(LocalCaches),
+            asked: Asked::new("dockerfile.v0", &request.attrs, &BTreeMap::new()),
+            id: request.id,
         };
+        let wanted = attest::parse(&request.attrs)?;
+        let provenance = wanted.provenance.as_ref().map(ProvenanceOptions::parse).transpose()?;
         let build = self.begin(client, progress)?;
-        let graphs = build.dockerfile(request.attrs).await?;
+        let found = build.dockerfile(request.attrs, BTreeMap::new(), 0, build.scope()).await?;
+        let (mut graphs, scope) = found;
         if graphs.images.is_empty() && !graphs.metadata.is_empty() {
             return Ok(BuildResult { answer: graphs.metadata, ..BuildResult::default() });
         }
+        if let Some(sbom) = &wanted.sbom {
+            build.scan_unscanned(sbom, &mut graphs).await?;
+        }
         let used = !request.exports.is_empty();
-        let (mut results, edges) = solve(&build, &graphs, used).await?;
+        let (mut results, edges) = solve(&build, &graphs, used, &scope).await?;
+        if let Some(options) = &provenance {
+            let origin = |(image, edge): (&PlatformImage, &Option<Edge>)| Origin {
+                platform: image.platform.clone(),
+                edge: edge.clone(),
+                definition: image.definition.clone(),
+            };
+            let origins: Vec<_> = graphs.images.iter().zip(&edges).map(origin).collect();
+            let found = build.provenance(&origins, graphs.multi_platform).await?;
+            provenance::attest(&found, options, &mut results)?;
+        }
         if request.cache_exports.iter().any(|export| export.place == CachePlace::Inline) {
             build.add_inline_caches(&mut results, &edges).await?;
         }
@@ -91,7 +110,6 @@ impl Build {
         // Base layers that no step needed are fetched only now.
         self.provide(results).await?;
         let (store, progress, epoch) = (self.engine().store(), self.progress(), self.epoch());
-        let split = |wanted: Option<bool>| wanted.unwrap_or(multi_platform);
         match export {
             Export::Image(options) => {
                 let vertex = Task::start(progress, "exporting to image");
@@ -102,7 +120,7 @@ impl Build {
                     self.push(&assembled, &options).await?;
                 }
             }
-            Export::Archive { options, docker, sink } => {
+            Export::Archive { mut options, docker, sink } => {
                 if docker && results.len() > 1 {
                     return Err(BuildError::Invalid(
                         "docker exporter does not support exporting manifest lists; \
@@ -110,6 +128,8 @@ impl Build {
                             .into(),
                     ));
                 }
+                // What belongs into images alone is no reason for an index here.
+                options.attestation_inline.get_or_insert(false);
                 let form = if docker { "docker" } else { "oci" };
                 let vertex = Task::start(progress, &format!("exporting to {form} image format"));
                 let written = async {
@@ -126,14 +146,16 @@ impl Build {
                 let assembled = vertex.end(written)?;
                 result.note(&assembled, &options);
             }
-            Export::Local { folder, split: wanted } => {
+            Export::Local { folder, options } => {
                 let vertex = Task::start(progress, "exporting to client directory");
-                let written = files::local(store, results, split(wanted), &folder).await;
+                let files = Files { results, multi_platform, options: &options, epoch };
+                let written = files::local(store, files, &folder).await;
                 vertex.end(written.map_err(BuildError::from))?;
             }
-            Export::Tar { split: wanted, sink } => {
+            Export::Tar { options, sink } => {
                 let vertex = Task::start(progress, "exporting to client tarball");
-                let written = files::tar(store, results, split(wanted), sink).await;
+                let files = Files { results, multi_platform, options: &options, epoch };
+                let written = files::tar(store, files, sink).await;
                 if written.is_ok() {
                     vertex.status("sending tarball");
                 }
@@ -208,6 +230,7 @@ async fn solve(
     build: &Build,
     graphs: &FrontendResult,
     used: bool,
+    scope: &Scope,
 ) -> Result<(Vec<PlatformResult>, Vec<Option<Edge>>), BuildError> {
     let one = |image: &slipway_frontend::PlatformImage| {
         let image = image.clone();
@@ -216,11 +239,16 @@ async fn solve(
                 Some(definition) => Some(build.load(definition).await?),
                 None => None,
             };
-            let snapshot = match &edge {
-                Some(edge) if used => build.obtain(edge).await?,
-                Some(edge) => build.solve(edge).await?,
-                None => Snapshot::default(),
+            edge.iter().for_each(|edge| scope.add_result(edge));
+            let snapshot = async {
+                Ok::<_, BuildError>(match &edge {
+                    Some(edge) if used => build.obtain(edge).await?,
+                    Some(edge) => build.solve(edge).await?,
+                    None => Snapshot::default(),
+                })
             };
+            let (snapshot, attestations) =
+                futures::try_join!(snapshot, build.attested(image.attestations))?;
             let result = PlatformResult {
                 platform: image.platform,
                 snapshot,
@@ -228,6 +256,7 @@ async fn solve(
                 base_history: image.base_history_len,
                 epoch: image.epoch,
                 inline_cache: None,
+                attestations,
             };
             Ok::<_, BuildError>((result, edge))
         }
@@ -236,17 +265,11 @@ async fn solve(
 }
 
 /// Tells what an image consists of.
-fn tell(task: &Task, assembled: &Assembled) {
+pub fn tell(task: &Task, assembled: &Assembled) {
     task.status("exporting layers");
-    task.status(&format!("exporting {} {}", kind(&assembled.target), assembled.target.digest));
-    if let Some(config) = &assembled.config {
-        task.status(&format!("exporting config {}", config.digest));
+    for (kind, digest) in &assembled.written {
+        task.status(&format!("exporting {kind} {digest}"));
     }
-}
-
-/// What clients call a document.
-pub fn kind(target: &Descriptor) -> &'static str {
-    if target.media_type.is_index() { "manifest list" } else { "manifest" }
 }
 
 /// Reads `SOURCE_DATE_EPOCH`, seconds since 1970; no text is the same as none.

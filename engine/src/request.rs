@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use slipway_exporter::{Assembled, ImageOptions, OutputSink};
+use slipway_exporter::{Assembled, FileOptions, ImageOptions, OutputSink};
 use slipway_solver::Services;
 use slipway_spec::Descriptor;
 use slipway_store::tree::scan::Ahead;
@@ -14,6 +14,8 @@ use crate::cache::CacheExport;
 /// One build.
 #[derive(Debug, Default)]
 pub struct BuildRequest {
+    /// What the build is called where it is told of.
+    pub id: String,
     /// The frontend's attributes, under BuildKit's names.
     pub attrs: BTreeMap<String, String>,
     /// Folders of this machine that the build may read, by name: `context`, `dockerfile`.
@@ -59,13 +61,13 @@ pub enum Export {
     Local {
         /// The folder.
         folder: PathBuf,
-        /// Whether each platform has a folder of its own; `None` is when there are several.
-        split: Option<bool>,
+        /// How they are written.
+        options: FileOptions,
     },
     /// Files in a tar.
     Tar {
-        /// Whether each platform has a folder of its own; `None` is when there are several.
-        split: Option<bool>,
+        /// How they are written.
+        options: FileOptions,
         /// Where it goes.
         sink: Box<dyn OutputSink>,
     },

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use slipway_engine::exporter::{ImageOptions, OutputSink};
+use slipway_engine::exporter::{FileOptions, ImageOptions, OutputSink};
 use slipway_engine::solver::Cause;
 use slipway_engine::solver::emulation::EmulationOptions;
 use slipway_engine::solver::executor::HelperCommand;
@@ -194,7 +194,7 @@ async fn several_platforms_become_an_index() {
     assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
     assert!(ends.iter().any(|(name, _)| name == "exporting to image"), "{ends:?}");
     let out = room.folder.path().join("out");
-    let local = || Export::Local { folder: out.clone(), split: None };
+    let local = || Export::Local { folder: out.clone(), options: FileOptions::default() };
     room.build(&attrs, vec![local(), local()]).await.0.unwrap();
     assert_eq!(fs::read_to_string(out.join("linux_arm64/a")).unwrap(), "one");
 }
@@ -223,7 +223,10 @@ async fn archives_and_tars() {
     room.put("a", "one");
     let out: Arc<Mutex<Vec<u8>>> = Arc::default();
     let sink = || Box::new(Memory(vec![], out.clone()));
-    room.build(&[], vec![Export::Tar { split: None, sink: sink() }]).await.0.unwrap();
+    room.build(&[], vec![Export::Tar { options: FileOptions::default(), sink: sink() }])
+        .await
+        .0
+        .unwrap();
     assert!(out.lock().unwrap().windows(3).any(|bytes| bytes == b"one"));
     let options = ImageOptions::default();
     let archive = |docker| Export::Archive { options: options.clone(), docker, sink: sink() };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use slipway_engine::cache::{CacheEntry, CacheExport, parse_exports};
-use slipway_engine::exporter::ImageOptions;
+use slipway_engine::exporter::{FileOptions, ImageOptions};
 use slipway_engine::solver::emulation::EmulationOptions;
 use slipway_engine::solver::executor::HelperCommand;
 use slipway_engine::{BuildError, BuildRequest, BuildResult, Engine, EngineOptions, Export};
@@ -178,7 +178,7 @@ fn image() -> Vec<Export> {
 }
 
 fn files(folder: &Path) -> Vec<Export> {
-    vec![Export::Local { folder: folder.to_path_buf(), split: None }]
+    vec![Export::Local { folder: folder.to_path_buf(), options: FileOptions::default() }]
 }
 
 fn copied(told: &Told) -> Vec<&str> {

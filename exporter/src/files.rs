@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::io::{BufWriter, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use slipway_spec::{Digest, Platform};
 use slipway_store::layer::{
-    CopyOptions, Entry, EntryKind, LayerError, TarWriter, copy_tree, write_tree_below,
+    CopyOptions, Entry, EntryKind, LayerError, LayerStack, TarWriter, copy_tree, write_tree_below,
 };
 use slipway_store::layout::ArchiveImage;
-use slipway_store::{ErrorKind, Store, blocking};
+use slipway_store::tree::{self, Tree};
+use slipway_store::{ErrorKind, Store, blocking, now_nanos};
 
+use crate::attestation::beside::{self, Naming};
 use crate::error::{ExportError, Result};
 use crate::image::PlatformResult;
 use crate::sink::OutputSink;
@@ -24,29 +26,128 @@ fn layer_error(destination: &str, error: LayerError) -> ExportError {
         .into()
 }
 
+/// How results become plain files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileOptions {
+    /// Whether each platform has a folder of its own; `None` is when there are several.
+    pub split: Option<bool>,
+    /// What the names of statements begin with.
+    pub attestation_prefix: String,
+}
+
+/// What results are as plain files.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    /// The results.
+    pub results: &'a [PlatformResult],
+    /// Whether they are of a build for several platforms, even if there is but one.
+    pub multi_platform: bool,
+    /// How they are written.
+    pub options: &'a FileOptions,
+    /// The time of statements, in seconds since 1970, where it is not to be the present.
+    pub epoch: Option<i64>,
+}
+
+impl Files<'_> {
+    fn is_split(&self) -> bool {
+        self.options.split.unwrap_or(self.multi_platform)
+    }
+
+    fn to_plan(self) -> Plan {
+        Plan {
+            results: self.results.to_vec(),
+            split: self.is_split(),
+            prefix: self.options.attestation_prefix.clone(),
+            platform: self.multi_platform && !self.is_split(),
+            epoch: self.epoch,
+        }
+    }
+}
+
+/// The same for work in the background.
+struct Plan {
+    results: Vec<PlatformResult>,
+    split: bool,
+    prefix: String,
+    platform: bool,
+    epoch: Option<i64>,
+}
+
+impl Plan {
+    /// Opens the file system of a result, with the statements about it on top.
+    fn stack(&self, store: &Store, result: &PlatformResult) -> Result<Covered> {
+        let mut folders = store.folders(&result.snapshot.layers)?;
+        let mut statements = None;
+        if beside::wanted(result) {
+            let below = store.view(&result.snapshot.layers)?.flatten()?;
+            let naming = Naming { prefix: &self.prefix, platform: self.platform };
+            let mut tree = Tree::default();
+            let time = statement_time(self.epoch.or(result.epoch));
+            for file in beside::beside(store, result, &below, naming)? {
+                tree.insert(file.name.as_bytes(), statement_entry(file.content, time));
+            }
+            let folder = store.temporary("statements");
+            fs::create_dir(&folder).map_err(|source| ExportError::Output {
+                destination: folder.display().to_string(),
+                source,
+            })?;
+            folders.push(folder.clone());
+            let folder = statements.insert(Statements(folder));
+            tree.write_folder(&folder.0, store.overlay())?;
+        }
+        Ok(Covered { stack: store.stack_folders(&folders)?, _statements: statements })
+    }
+}
+
+/// A file system with statements on top of it.
+struct Covered {
+    stack: LayerStack,
+    _statements: Option<Statements>,
+}
+
+/// A folder of statements, which goes when they have been written where they belong.
+struct Statements(PathBuf);
+
+impl Drop for Statements {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::debug!(folder = %self.0.display(), %error, "statements stay until the end");
+        }
+    }
+}
+
+/// Returns the time of statements in nanoseconds since 1970: the present in whole seconds, unless it is set.
+pub fn statement_time(epoch: Option<i64>) -> i64 {
+    let seconds = epoch.unwrap_or_else(|| now_nanos() / 1_000_000_000);
+    seconds.saturating_mul(1_000_000_000)
+}
+
+/// Returns the file that a statement is.
+pub fn statement_entry(content: Vec<u8>, time: i64) -> tree::Entry {
+    let size = content.len() as u64;
+    let kind = tree::Kind::File { content: tree::Content::Inline(content.into()), size };
+    tree::Entry { kind, ..tree::Entry::directory(0o600, time) }
+}
+
 /// Writes results into a folder, which is made if it is not there; what is in it stays unless it is overwritten.
-/// Several platforms get a folder each.
+/// Several platforms get a folder each. What is said of a result lies beside its files.
 ///
 /// # Errors
-/// When the folder cannot be written.
-pub async fn local(
-    store: &Store,
-    results: &[PlatformResult],
-    split: bool,
-    folder: &Path,
-) -> Result<()> {
-    let (store, results, folder) = (store.clone(), results.to_vec(), folder.to_path_buf());
+/// When the folder cannot be written, or what is said of a result cannot be read.
+pub async fn local(store: &Store, files: Files<'_>, folder: &Path) -> Result<()> {
+    let (store, plan, folder) = (store.clone(), files.to_plan(), folder.to_path_buf());
     in_background(move || {
         let failed = |folder: &Path, source| ExportError::Output {
             destination: folder.display().to_string(),
             source,
         };
-        for result in results {
-            let target =
-                if split { folder.join(result.platform.folder_name()) } else { folder.clone() };
+        for result in &plan.results {
+            let target = match plan.split {
+                true => folder.join(result.platform.folder_name()),
+                false => folder.clone(),
+            };
             fs::create_dir_all(&target).map_err(|error| failed(&target, error))?;
-            let stack = store.stack(&result.snapshot.layers)?;
-            copy_tree(&stack, &target, &CopyOptions::default())
+            copy_tree(&plan.stack(&store, result)?.stack, &target, &CopyOptions::default())
                 .map_err(|error| layer_error(&target.display().to_string(), error))?;
         }
         Ok(())
@@ -54,31 +155,25 @@ pub async fn local(
     .await
 }
 
-/// Writes results as one tar; several platforms get a folder each.
+/// Writes results as one tar; several platforms get a folder each. What is said of a result lies beside its files.
 ///
 /// # Errors
-/// When the sink fails; nothing is left at the destination then.
-pub async fn tar(
-    store: &Store,
-    results: &[PlatformResult],
-    split: bool,
-    mut sink: Box<dyn OutputSink>,
-) -> Result<()> {
-    let (store, results) = (store.clone(), results.to_vec());
+/// When the sink fails, or what is said of a result cannot be read; nothing is left at the destination then.
+pub async fn tar(store: &Store, files: Files<'_>, mut sink: Box<dyn OutputSink>) -> Result<()> {
+    let (store, plan) = (store.clone(), files.to_plan());
     in_background(move || {
         let destination = sink.destination();
         let failed = |source| ExportError::Output { destination: destination.clone(), source };
         let mut tar =
             TarWriter::new(BufWriter::with_capacity(BUFFER, sink.open().map_err(failed)?));
-        for result in results {
+        for result in &plan.results {
             let mut folder = vec![];
-            if split {
+            if plan.split {
                 folder = result.platform.folder_name().into_bytes();
                 let entry = Entry::new(folder.as_slice(), EntryKind::Directory, 0o755);
                 tar.append(&entry, &mut std::io::empty()).map_err(failed)?;
             }
-            let stack = store.stack(&result.snapshot.layers)?;
-            write_tree_below(&stack, &folder, &mut tar)
+            write_tree_below(&plan.stack(&store, result)?.stack, &folder, &mut tar)
                 .map_err(|error| layer_error(&destination, error))?;
         }
         tar.finish().and_then(|mut buffer| buffer.flush()).map_err(failed)?;

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use slipway_spec::manifest::to_bytes;
 use slipway_spec::{
-    Descriptor, History, ImageConfig, Index, Manifest, MediaType, Platform, timestamp,
+    Descriptor, Digest, History, ImageConfig, Index, Manifest, MediaType, Platform, timestamp,
 };
 use slipway_store::pack::LayerBlob;
 use slipway_store::snapshot::{LayerId, Snapshot};
 use slipway_store::{Store, blocking};
 
-use crate::error::Result;
+use crate::attestation::{Attestation, manifest, reading, sbom};
+use crate::error::{ExportError, Result};
 use crate::options::ImageOptions;
 
 /// What a build gave for one platform.
@@ -29,6 +30,8 @@ pub struct PlatformResult {
     pub inline_cache: Option<String>,
     /// The time of this build's entries, in seconds since 1970, where the caller of [`assemble`] sets none.
     pub epoch: Option<i64>,
+    /// What is said of it.
+    pub attestations: Vec<Attestation>,
 }
 
 /// An image in the store.
@@ -38,16 +41,19 @@ pub struct Assembled {
     pub target: Descriptor,
     /// The config of a single manifest.
     pub config: Option<Descriptor>,
+    /// What was written, in order: what clients call it, and its digest.
+    pub written: Vec<(&'static str, Digest)>,
 }
 
 /// Layers being packed at once; packing itself uses all cores.
 const AT_ONCE: usize = 2;
 
 /// Writes manifests, configs and, for several platforms or on demand, an index into the store. The names are not moved.
-/// `epoch` is `SOURCE_DATE_EPOCH`: the time, in seconds since 1970, that this build's entries get.
+/// `epoch` is `SOURCE_DATE_EPOCH`: the time, in seconds since 1970, that this build's entries get. What is said of the
+/// results needs an index as well.
 ///
 /// # Errors
-/// When a layer cannot be packed or the store fails.
+/// When a layer cannot be packed, what is said of a result cannot be read, or the store fails.
 pub async fn assemble(
     store: &Store,
     results: &[PlatformResult],
@@ -55,22 +61,37 @@ pub async fn assemble(
     options: &ImageOptions,
     epoch: Option<i64>,
 ) -> Result<Assembled> {
-    let mut entries = vec![];
+    let is_index = multi_platform || results.iter().any(|result| options.attests(result));
+    if is_index
+        && options.blobs.docker
+        && results.iter().any(|result| !result.attestations.is_empty())
+    {
+        let text = "cannot export attestations with \"oci-mediatypes=false\"";
+        return Err(ExportError::Invalid(text.into()));
+    }
+    let (mut entries, mut attestations, mut written) = (vec![], vec![], vec![]);
     let mut config = None;
     for result in results {
         let layers = pack(store, &result.snapshot, options).await?;
-        let (store, result, options) = (store.clone(), result.clone(), options.clone());
-        let platform = result.platform.clone();
+        let (disk, mut result, options) = (store.clone(), result.clone(), options.clone());
         let epoch = epoch.or(result.epoch);
-        let (entry, config_descriptor) =
-            blocking::run(move || write_manifest(&store, &result, layers, &options, epoch)).await?;
-        entries.push(Descriptor { platform: Some(platform), ..entry });
-        config = Some(config_descriptor);
+        if !is_index {
+            result.attestations.clear();
+        }
+        let one = blocking::run(move || Ok(write_image(&disk, &result, &layers, &options, epoch)));
+        let one = one.await??;
+        written.push(("manifest", one.entry.digest.clone()));
+        written.push(("config", one.config.digest.clone()));
+        written.extend(one.attestation.iter().map(|a| ("attestation manifest", a.digest.clone())));
+        entries.push(one.entry);
+        attestations.extend(one.attestation);
+        config = Some(one.config);
     }
-    if let ([entry], false) = (entries.as_slice(), multi_platform) {
+    if let ([entry], false) = (entries.as_slice(), is_index) {
         // Clients and archives tell the platform of a manifest, as an index does.
-        return Ok(Assembled { target: entry.clone(), config });
+        return Ok(Assembled { target: entry.clone(), config, written });
     }
+    entries.append(&mut attestations);
     let media_type =
         if options.blobs.docker { MediaType::DOCKER_INDEX } else { MediaType::OCI_INDEX };
     let index = Index {
@@ -81,7 +102,42 @@ pub async fn assemble(
     };
     let store = store.clone();
     let target = blocking::run(move || store.put(media_type, &to_bytes(&index))).await?;
-    Ok(Assembled { target, config: None })
+    written.push(("manifest list", target.digest.clone()));
+    Ok(Assembled { target, config: None, written })
+}
+
+/// What one platform gave.
+struct Written {
+    entry: Descriptor,
+    config: Descriptor,
+    attestation: Option<Descriptor>,
+}
+
+/// Writes one platform's image and what is said of it.
+fn write_image(
+    store: &Store,
+    result: &PlatformResult,
+    layers: &[LayerBlob],
+    options: &ImageOptions,
+    epoch: Option<i64>,
+) -> Result<Written> {
+    let (entry, config) = write_manifest(store, result, layers, options, epoch)?;
+    let mut attestation = None;
+    if !result.attestations.is_empty() {
+        let mut all = reading::read(store, &result.attestations)?;
+        let mut holders = sbom::Layers::new(store, &result.snapshot.layers, layers);
+        for said in &mut all {
+            sbom::supplement(said, &mut holders)?;
+        }
+        let target = manifest::Target {
+            manifest: &entry,
+            names: &options.names,
+            platform: &result.platform,
+        };
+        attestation = Some(manifest::write(store, &all, target, options.is_artifact())?);
+    }
+    let entry = Descriptor { platform: Some(result.platform.clone()), ..entry };
+    Ok(Written { entry, config, attestation })
 }
 
 /// Packs all layers of a snapshot, a few at once, and returns their blobs in order.
@@ -107,7 +163,7 @@ async fn pack(
 fn write_manifest(
     store: &Store,
     result: &PlatformResult,
-    layers: Vec<LayerBlob>,
+    layers: &[LayerBlob],
     options: &ImageOptions,
     epoch: Option<i64>,
 ) -> slipway_store::Result<(Descriptor, Descriptor)> {
@@ -139,7 +195,7 @@ fn write_manifest(
         media_type: Some(manifest_type.clone()),
         artifact_type: None,
         config: config_descriptor.clone(),
-        layers: layers.into_iter().map(|layer| layer.descriptor).collect(),
+        layers: layers.iter().map(|layer| layer.descriptor.clone()).collect(),
         subject: None,
         annotations: options.annotations.clone(),
     };

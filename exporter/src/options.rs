@@ -8,6 +8,7 @@ use slipway_spec::{ImageReference, ReferenceError};
 use slipway_store::pack::BlobOptions;
 
 use crate::error::{ExportError, Result};
+use crate::image::PlatformResult;
 
 /// How an image is written (`type=image`, `oci` and `docker`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,11 @@ pub struct ImageOptions {
     pub annotations: BTreeMap<String, String>,
     /// Annotations of the index.
     pub index_annotations: BTreeMap<String, String>,
+    /// Whether what belongs into images alone is reason enough for an index; `None` leaves that to the kind of output.
+    pub attestation_inline: Option<bool>,
+    /// Whether what is said of an image is an artifact rather than something like an image; `None` is where the media
+    /// types are OCI's.
+    pub oci_artifact: Option<bool>,
 }
 
 /// Reads a flag as Go's `ParseBool` does; no value at all is `true`.
@@ -40,6 +46,17 @@ fn flag(key: &str, value: &str) -> Result<bool> {
 }
 
 impl ImageOptions {
+    /// Whether something is said of a result that calls for an index.
+    pub(crate) fn attests(&self, result: &PlatformResult) -> bool {
+        let inline = self.attestation_inline.unwrap_or(true);
+        result.attestations.iter().any(|attestation| inline || !attestation.is_inline_only())
+    }
+
+    /// Whether what is said of an image is an artifact.
+    pub(crate) fn is_artifact(&self) -> bool {
+        self.oci_artifact.unwrap_or(!self.blobs.docker)
+    }
+
     /// Reads the attributes of an output.
     ///
     /// # Errors
@@ -78,7 +95,9 @@ impl ImageOptions {
                 "force-compression" => options.blobs.force = flag(key, value)?,
                 "store" => options.keep = Some(flag(key, value)?),
                 // The store unpacks a layer when it is needed.
-                "unpack" | "tar" | "name-canonical" | "oci-artifact" | "attestation-inline" => {
+                "attestation-inline" => options.attestation_inline = Some(flag(key, value)?),
+                "oci-artifact" => options.oci_artifact = Some(flag(key, value)?),
+                "unpack" | "tar" | "name-canonical" => {
                     let wanted = flag(key, value)?;
                     if key == "tar" && !wanted {
                         return Err(invalid("an archive as a folder is not supported yet"));
@@ -125,6 +144,12 @@ impl ImageOptions {
                 "push-by-digest cannot be combined with a tag".into(),
             ));
         }
+        if options.blobs.docker && options.oci_artifact == Some(true) {
+            return Err(ExportError::Invalid(
+                "exporter option \"oci-artifact=true\" conflicts with \"oci-mediatypes=false\""
+                    .into(),
+            ));
+        }
         if options.blobs.docker
             && !(options.annotations.is_empty() && options.index_annotations.is_empty())
         {
@@ -157,6 +182,10 @@ mod tests {
         assert!(options.push);
         assert_eq!(options.blobs.compression, Compression::Zstd);
         assert_eq!(options.blobs.level, Some(5));
+        assert_eq!((options.attestation_inline, options.is_artifact()), (None, true));
+        let image = parse(&[("oci-artifact", "false"), ("attestation-inline", "1")]).unwrap();
+        assert_eq!((image.attestation_inline, image.is_artifact()), (Some(true), false));
+        assert!(!parse(&[("oci-mediatypes", "false")]).unwrap().is_artifact());
     }
 
     #[test]
@@ -171,6 +200,9 @@ mod tests {
             &[("name", "UPPER")],
             &[("tar", "false")],
             &[("store", "maybe")],
+            &[("attestation-inline", "maybe")],
+            &[("oci-artifact", "maybe")],
+            &[("oci-mediatypes", "false"), ("oci-artifact", "true")],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

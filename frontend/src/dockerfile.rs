@@ -3,7 +3,6 @@
 mod archive;
 mod ast;
 mod context;
-mod csv;
 mod directive;
 mod document;
 mod epoch;
@@ -39,21 +38,25 @@ use slipway_spec::Platform;
 use slipway_spec::llb::{SourceFile, State, marshal};
 
 pub use archive::is_archive;
-pub use remote::{RemoteContext, remote_context};
+pub use remote::{RemoteContext, git_address, remote_context};
 pub use source::{FrontendSource, frontend_source};
 pub use subrequest::{
     BuildProblem, LintResults, LintWarning, Location, Position, Range, SourceText,
 };
 
+use crate::scan::FoundScanner;
 use crate::{Bridge, Feature, FrontendError, FrontendRequest, FrontendResult, PlatformImage};
 
 use document::Document;
 use files::Files;
 use lint::{LintOptions, Linter};
-use lower::{Lowered, Used};
+use lower::{Lowered, SCANNED_CONTEXT, Used};
 use problem::{FileText, Problem};
 use settings::Settings;
 use stage::Plan;
+
+/// The version of the language that is read here, as `docker/dockerfile` counts.
+pub const LANGUAGE_VERSION: &str = "1.26.0";
 
 /// Reads a Dockerfile and makes the graphs it asks for.
 ///
@@ -70,10 +73,6 @@ pub async fn build(
     let mut settings = Settings::read(request).map_err(unlocated)?;
     settings.session = bridge.session_id().map(str::to_owned);
     settings.merge = bridge.supports(Feature::Merge);
-    if let Some(scanner) = settings.scanner.as_ref().filter(|_| !bridge.supports(Feature::Sbom)) {
-        let what = format!("a bill of materials, made by {}, in a build", scanner.image);
-        return Err(unlocated(Problem::unsupported(&what)).into());
-    }
     let mut files = files::read(&settings, bridge).await?;
     let text: Arc<str> = String::from_utf8_lossy(&files.dockerfile).into();
     let file = FileText { name: files.filename.clone(), text, origin: files.origin.clone() };
@@ -133,19 +132,31 @@ impl Input<'_> {
 async fn build_all(input: &Input<'_>, lint: &Linter) -> Result<FrontendResult, FrontendError> {
     let document = input.parse(lint)?;
     let settings = input.settings;
+    let scanner = find_scanner(input).await?;
     // Other platforms would only say the same again.
     let silent = Linter::silent();
     let lints = std::iter::once(lint).chain(std::iter::repeat(&silent));
     let each = settings.platforms.iter().zip(lints);
-    let each = each.map(|(platform, lint)| build_one(input, &document, platform, lint));
+    let each =
+        each.map(|(platform, lint)| build_one(input, &document, platform, lint, scanner.as_ref()));
     let images = try_join_all(each).await?;
     Ok(FrontendResult {
         images,
         multi_platform: settings.multi_platform,
         cache_imports: settings.cache_imports.clone(),
-        scanner: settings.scanner.clone(),
         ..FrontendResult::default()
     })
+}
+
+/// Finds the program that scans results, if they are to be scanned.
+async fn find_scanner(input: &Input<'_>) -> Result<Option<FoundScanner>, FrontendError> {
+    let Input { settings, bridge, .. } = *input;
+    let Some(scanner) = &settings.scanner else { return Ok(None) };
+    if !bridge.supports(Feature::Sbom) {
+        let what = format!("a bill of materials, made by generator={}, here", scanner.image);
+        return Err(FileText::default().error(Problem::unsupported(&what)).into());
+    }
+    scanner.find(bridge, &settings.build_platform, settings.resolve_mode).await.map(Some)
 }
 
 fn read(file: &FileText, lint: &Linter) -> Result<Document, Vec<Problem>> {
@@ -181,13 +192,15 @@ async fn build_one(
     document: &Document,
     platform: &Platform,
     lint: &Linter,
+    scanner: Option<&FoundScanner>,
 ) -> Result<PlatformImage, FrontendError> {
     let Input { settings, files, file, .. } = *input;
     let located = |problem: Problem| FrontendError::from(file.error(problem));
     // Which files are used is known only after lowering, and lowering needs the vertex that sends them: so once to
     // find out, and once more for good.
     let (plan, mut lowered) = convert(input, document, platform, lint, false).await?;
-    if lowered.used.matters(&plan) {
+    let scanned = scanner.is_some() && lowered.scan_also.contains_key(SCANNED_CONTEXT);
+    if scanned || lowered.used.matters(&plan) {
         let context = files.context(settings, &lowered.used.context);
         lowered =
             lower::lower(&plan, &context, &lowered.used, &Linter::silent()).map_err(located)?;
@@ -203,6 +216,13 @@ async fn build_one(
     } else {
         platform.clone()
     };
+    let attestations = scanner.map(|scanner| {
+        let name = platform.full_name();
+        let said =
+            scanner.scan(&name, &lowered.state, &lowered.scan_also, lowered.scan_without_cache);
+        let definition = marshal(&said.from, Some(&source));
+        said.at(definition)
+    });
     Ok(PlatformImage {
         platform,
         definition: marshal(&lowered.state, Some(&source)),
@@ -210,10 +230,6 @@ async fn build_one(
         base_history_len: lowered.base_history_len,
         base_config: lowered.base_config,
         epoch: plan.epoch.map(|nanoseconds| nanoseconds / 1_000_000_000),
-        scan_also: lowered
-            .scan_also
-            .iter()
-            .map(|(name, state)| (name.clone(), marshal(state, Some(&source))))
-            .collect(),
+        attestations: attestations.into_iter().collect(),
     })
 }

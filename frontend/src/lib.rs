@@ -4,20 +4,25 @@
 //! through a [`Bridge`]; it answers with one graph and image config for each platform, or with
 //! [`Diagnostic`]s that point into the user's file.
 
+pub mod attest;
 mod bridge;
+mod csv;
 mod diagnostic;
 pub mod dockerfile;
+pub mod scan;
 
 use std::collections::BTreeMap;
 
+use slipway_spec::attestation::Attestation;
 use slipway_spec::llb::Definition;
-use slipway_spec::{ImageConfig, ImageReference, Platform};
+use slipway_spec::{ImageConfig, Platform};
 
 pub use bridge::{
     Bridge, BridgeError, BridgeErrorKind, BridgeRef, Feature, FrontendImage, LayoutImage,
     NotAnImage, ResolveMode, ResolvedImage, SourceMetadata,
 };
 pub use diagnostic::{Diagnostic, FrontendError, Severity, Span};
+pub use scan::Scanner;
 
 /// What is to be built.
 #[derive(Clone, Debug)]
@@ -39,8 +44,6 @@ pub struct FrontendResult {
     pub metadata: BTreeMap<String, Vec<u8>>,
     /// Caches to look into, as the attributes `cache-imports` and `cache-from` name them.
     pub cache_imports: Vec<CacheImport>,
-    /// How the results are to be scanned, if that was asked for.
-    pub scanner: Option<Scanner>,
 }
 
 /// A cache to look into.
@@ -50,15 +53,6 @@ pub struct CacheImport {
     pub kind: String,
     /// Where it is, and so on.
     pub attrs: BTreeMap<String, String>,
-}
-
-/// A program that lists what a file system is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scanner {
-    /// The image that has the program.
-    pub image: ImageReference,
-    /// What it is told.
-    pub parameters: BTreeMap<String, String>,
 }
 
 /// What to build for one platform.
@@ -78,6 +72,6 @@ pub struct PlatformImage {
     pub base_config: Option<ImageConfig>,
     /// The time that new things are dated with, in seconds since 1970.
     pub epoch: Option<i64>,
-    /// Further file systems that a scanner is to look at, by name: `context`, or a stage; `None` is the empty one.
-    pub scan_also: BTreeMap<String, Option<Definition>>,
+    /// What is to be said of it; a file system that is `None` is the empty one.
+    pub attestations: Vec<Attestation<Option<Definition>>>,
 }

@@ -59,10 +59,20 @@ async fn run(files: BTreeMap<String, Bytes>, attrs: &str) -> String {
                 if let Some(epoch) = image.epoch {
                     writeln!(text, "-- dated {epoch}").unwrap();
                 }
-                for (name, definition) in &image.scan_also {
-                    let head =
-                        definition.as_ref().map(|graph| graph.head().unwrap().0.short().to_owned());
-                    writeln!(text, "-- scan also {name} {head:?}").unwrap();
+                for said in &image.attestations {
+                    writeln!(
+                        text,
+                        "-- {:?} of {} at {:?}, about {:?}",
+                        said.kind, said.predicate_type, said.path, said.subjects
+                    )
+                    .unwrap();
+                    for (key, value) in &said.metadata {
+                        writeln!(text, "   {key}={}", String::from_utf8_lossy(value)).unwrap();
+                    }
+                    match &said.from {
+                        Some(definition) => describe(definition, &mut text),
+                        None => text.push_str("empty\n"),
+                    }
                 }
             }
         }
@@ -454,7 +464,19 @@ async fn mistakes_are_told_with_their_place() {
             "FROM scratch",
             "attest:sbom=",
             0,
-            "a bill of materials, made by docker.io/docker/buildkit-syft-scanner:stable-1, in a build is not supported yet",
+            "cannot scan with generator=docker.io/docker/buildkit-syft-scanner:stable-1: docker.io/docker/buildkit-syft-scanner:stable-1: not found",
+        ),
+        (
+            "FROM scratch",
+            "attest:sbom=generator=nocommand",
+            0,
+            "scanner docker.io/library/nocommand:latest does not have cmd",
+        ),
+        (
+            "FROM scratch",
+            "attest:sbom=\ntest-no-sbom=1",
+            0,
+            "a bill of materials, made by generator=docker.io/docker/buildkit-syft-scanner:stable-1, here is not supported yet",
         ),
         ("FROM scratch", "frontend.caps=x+forward", 0, "unsupported frontend capability x"),
         (

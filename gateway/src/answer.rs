@@ -8,8 +8,11 @@ use prost_types::Any;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use slipway_frontend::{FrontendError, FrontendResult, PlatformImage};
+use slipway_spec::attestation::Attestation;
 use slipway_spec::llb::{Definition, pb};
-use slipway_spec::wire::gateway::{Ref, RefMap, RefMapDeprecated, Result as WireResult, result};
+use slipway_spec::wire::gateway::{
+    Attestations, Ref, RefMap, RefMapDeprecated, Result as WireResult, result,
+};
 use slipway_spec::wire::rpc;
 use slipway_spec::{ImageConfig, Platform};
 use tonic::{Code, Status};
@@ -30,10 +33,12 @@ pub(crate) async fn result(
     bridge: &RemoteBridge,
     found: FrontendResult,
 ) -> Result<WireResult, Status> {
+    let metadata = found.metadata.iter();
     let mut metadata: BTreeMap<String, Bytes> =
-        found.metadata.into_iter().map(|(key, value)| (key, value.into())).collect();
+        metadata.map(|(key, value)| (key.clone(), value.clone().into())).collect();
     let several = found.multi_platform || found.images.len() > 1;
     let mut refs = BTreeMap::new();
+    let mut attestations = BTreeMap::new();
     let mut platforms = vec![];
     for image in &found.images {
         let id = image.platform.to_string();
@@ -46,15 +51,13 @@ pub(crate) async fn result(
             metadata.insert(key(EPOCH), epoch.to_string().into_bytes().into());
         }
         platforms.push(json!({ "ID": id, "Platform": image.platform }));
-        let reference = match &image.definition {
-            Some(definition) => Ref {
-                id: bridge.put(definition, &found.cache_imports).await?,
-                def: Some(definition.to_pb()),
-            },
-            // Without an id it is the empty file system.
-            None => Ref::default(),
-        };
-        refs.insert(id, reference);
+        for said in &image.attestations {
+            let (definition, said) = said.clone().split();
+            let reference = put(bridge, definition.as_ref(), &found).await?;
+            let all: &mut Attestations = attestations.entry(id.clone()).or_default();
+            all.attestation.push(said.at(reference).into());
+        }
+        refs.insert(id, put(bridge, image.definition.as_ref(), &found).await?);
     }
     if !platforms.is_empty() {
         metadata.insert(PLATFORMS.into(), encode(&json!({ "Platforms": platforms }))?);
@@ -72,7 +75,19 @@ pub(crate) async fn result(
             false => result::Result::RefDeprecated(reference.id),
         }),
     };
-    Ok(WireResult { result, metadata, ..WireResult::default() })
+    Ok(WireResult { result, metadata, attestations })
+}
+
+/// Hands over one graph of a result.
+async fn put(
+    bridge: &RemoteBridge,
+    definition: Option<&Definition>,
+    found: &FrontendResult,
+) -> Result<Ref, Status> {
+    // Without an id it is the empty file system.
+    let Some(definition) = definition else { return Ok(Ref::default()) };
+    let id = bridge.put(definition, &found.cache_imports).await?;
+    Ok(Ref { id, def: Some(definition.to_pb()) })
 }
 
 fn encode(value: &impl serde::Serialize) -> Result<Bytes, Status> {
@@ -99,7 +114,7 @@ struct Named {
 /// # Errors
 /// When it makes no sense.
 pub(crate) fn read(said: WireResult) -> Result<FrontendResult, Status> {
-    let mut metadata = said.metadata;
+    let (mut metadata, mut said_of) = (said.metadata, said.attestations);
     let mut refs = BTreeMap::new();
     let several = match said.result {
         Some(result::Result::Ref(reference)) => {
@@ -125,6 +140,11 @@ pub(crate) fn read(said: WireResult) -> Result<FrontendResult, Status> {
         }
         None => vec![Named { id: String::new(), platform: Platform::host() }],
     };
+    let graph = |reference: Ref| {
+        let definition = reference.def.filter(|definition| !definition.def.is_empty());
+        let definition = definition.map(Definition::from_pb).transpose();
+        definition.map_err(|error| Status::invalid_argument(error.to_string()))
+    };
     let mut images = vec![];
     for Named { id, platform } in platforms.into_iter().take(refs.len()) {
         let reference = if several { refs.remove(&id) } else { refs.remove("") };
@@ -144,14 +164,21 @@ pub(crate) fn read(said: WireResult) -> Result<FrontendResult, Status> {
                 ..ImageConfig::default()
             },
         };
-        let definition = reference.def.filter(|definition| !definition.def.is_empty());
-        let definition = definition.map(Definition::from_pb).transpose();
+        // A result for one platform may say of what it speaks without saying of which platform.
+        let key = if id.is_empty() { platform.full_name() } else { id.clone() };
+        let said =
+            said_of.remove(&key).unwrap_or_default().attestation.into_iter().map(|message| {
+                let said = Attestation::try_from(message)
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                let (reference, said) = said.split();
+                Ok::<_, Status>(said.at(graph(reference)?))
+            });
         images.push(PlatformImage {
-            definition: definition.map_err(|e| Status::invalid_argument(e.to_string()))?,
+            attestations: said.collect::<Result<_, _>>()?,
+            definition: graph(reference)?,
             base_history_len: config.history.iter().take_while(|at| at.created.is_some()).count(),
             base_config: base.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
             epoch: epoch.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok()),
-            scan_also: BTreeMap::new(),
             config,
             platform,
         });

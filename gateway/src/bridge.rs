@@ -321,8 +321,7 @@ impl Bridge for RemoteBridge {
     fn supports(&self, feature: Feature) -> bool {
         match feature {
             Feature::Merge => self.llb.contains("mergeop"),
-            // Whoever started this frontend could not be told how to scan.
-            Feature::Sbom => false,
+            Feature::Sbom => self.can.contains("reference.attestations"),
         }
     }
 

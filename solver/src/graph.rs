@@ -4,7 +4,7 @@ mod name;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use slipway_spec::llb::{Definition, pb};
 use slipway_spec::{Digest, Platform};
@@ -18,8 +18,8 @@ use crate::client::Entitlements;
 use crate::device::Inventory;
 use crate::error::{Cause, FailedVertex, Result, SolveError};
 use crate::job::VertexCache;
-use crate::source::Found;
 use crate::source::layout::LayoutImage;
+use crate::source::{Found, FoundImage};
 
 /// One step, with what is known of it so far.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub struct Vertex {
     pub(crate) key: OnceCell<Result<ResultKey>>,
     pub(crate) results: OnceCell<Result<Vec<Snapshot>>>,
     /// What a source image turned out to be: key and result speak of the same one.
-    pub(crate) image: OnceCell<Result<(Snapshot, Vec<Digest>)>>,
+    pub(crate) image: OnceCell<Result<FoundImage>>,
     /// What a source other than an image or a folder turned out to be.
     pub(crate) found: OnceCell<Result<Arc<Found>>>,
     /// What an image of a layout turned out to be.
@@ -84,6 +84,13 @@ pub struct Edge {
     pub vertex: Arc<Vertex>,
     /// Which of its outputs.
     pub index: usize,
+}
+
+impl Edge {
+    /// Whether somebody has wanted to know what it is.
+    pub fn is_used(&self) -> bool {
+        self.vertex.results.initialized() || self.vertex.announced.load(Ordering::Relaxed)
+    }
 }
 
 impl Vertex {

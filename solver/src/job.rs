@@ -9,6 +9,7 @@ mod file_key;
 mod image;
 mod key;
 mod local;
+mod materials;
 mod metadata;
 mod nested;
 mod outside;

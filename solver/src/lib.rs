@@ -19,6 +19,7 @@ mod flight;
 mod glob;
 pub mod graph;
 pub mod job;
+pub mod materials;
 mod operation;
 pub mod policy;
 mod scratch;

@@ -9,7 +9,9 @@ pub mod metadata;
 
 use std::sync::Arc;
 
+use slipway_spec::Digest;
 use slipway_spec::llb::pb;
+use slipway_store::snapshot::Snapshot;
 
 use crate::error::{Cause, Result};
 
@@ -20,6 +22,16 @@ pub(crate) enum Found {
     File(file::SingleFile),
     /// A commit.
     Git(git::Commit),
+}
+
+/// What an image or a part of one turned out to be.
+#[derive(Clone, Debug)]
+pub(crate) struct FoundImage {
+    /// The index or manifest that its name stands for.
+    pub(crate) digest: Digest,
+    pub(crate) snapshot: Snapshot,
+    /// The layers of the snapshot.
+    pub(crate) diff_ids: Vec<Digest>,
 }
 
 /// A source as its identifier and attributes describe it.

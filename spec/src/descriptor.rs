@@ -26,6 +26,9 @@ pub struct Descriptor {
         deserialize_with = "crate::manifest::null_default"
     )]
     pub annotations: BTreeMap<String, String>,
+    /// The bytes themselves in base64, where they are few.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
     /// The platform, for entries of an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
@@ -43,6 +46,7 @@ impl Descriptor {
             size,
             urls: vec![],
             annotations: BTreeMap::new(),
+            data: None,
             platform: None,
             artifact_type: None,
         }

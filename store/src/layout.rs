@@ -348,7 +348,9 @@ impl Store {
             Document::Index(index) => {
                 let complete = |entry: &Descriptor| -> Result<bool> {
                     let document = entry.media_type.is_index() || entry.media_type.is_manifest();
+                    // What is said of an image is not the image.
                     Ok(document
+                        && !entry.is_attestation()
                         && self.has_blob(&entry.digest)?
                         && self.closure(entry)?.missing.is_empty())
                 };

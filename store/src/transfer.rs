@@ -144,7 +144,7 @@ pub fn media_type(document: &Document) -> MediaType {
 pub enum Platforms {
     /// Everything it is offered for, attestations included.
     All,
-    /// The best match for each of these.
+    /// The best match for each of these, and attestations where these are all that there is.
     Only(Vec<Platform>),
 }
 
@@ -166,19 +166,28 @@ pub async fn pull(
     let (target, document) = fetch_document(store, registry, reference, &digest).await?;
     let manifests = choose(store, registry, reference, document, platforms).await?;
     let mut wanted = vec![];
-    for manifest in &manifests {
-        wanted.push(manifest.config.clone());
-        wanted.extend(manifest.layers.iter().filter(|layer| layer.urls.is_empty()).cloned());
+    for Chosen { manifest, besides } in &manifests {
+        let layers = manifest.layers.iter().filter(|layer| layer.urls.is_empty());
+        wanted.extend(layers.chain([&manifest.config]).map(|blob| (blob.clone(), *besides)));
     }
+    // What an image needs must be there, even if something that is besides has it as well.
+    wanted.sort_by_key(|(_, besides)| *besides);
     let mut seen = HashSet::new();
-    wanted.retain(|descriptor| seen.insert(descriptor.digest.clone()));
+    wanted.retain(|(descriptor, _)| seen.insert(descriptor.digest.clone()));
     let fetched: Vec<Result<()>> = stream::iter(wanted)
-        .map(|descriptor| async move {
+        .map(|(descriptor, besides)| async move {
             report(&descriptor, 0, Outcome::Moving);
             let fetched = fetch_blob(store, registry, reference, &descriptor, &|current| {
                 report(&descriptor, current, Outcome::Moving);
             })
-            .await?;
+            .await;
+            let fetched = match fetched {
+                Err(error) if besides => {
+                    tracing::debug!(%reference, digest = %descriptor.digest, %error, "left out");
+                    false
+                }
+                other => other?,
+            };
             report(
                 &descriptor,
                 descriptor.size,
@@ -192,7 +201,7 @@ pub async fn pull(
     fetched.into_iter().collect::<Result<Vec<()>>>()?;
     let (disk, name, kept) = (store.clone(), reference.to_string(), target.clone());
     blocking::run(move || {
-        for manifest in &manifests {
+        for Chosen { manifest, .. } in manifests.iter().filter(|chosen| !chosen.besides) {
             disk.know_layers(manifest)?;
         }
         disk.name_image(&[name], &kept)
@@ -201,21 +210,30 @@ pub async fn pull(
     Ok(target)
 }
 
-/// Fetches the manifests that are wanted.
+/// A manifest that is wanted.
+struct Chosen {
+    manifest: Manifest,
+    /// Whether it says something of an image, which is complete without it. Registries are tidied by people who do not
+    /// know of it.
+    besides: bool,
+}
+
+/// Fetches the manifests that are wanted. Where these are all images of an index, what is said of them comes along, so
+/// that the index can be sent elsewhere.
 async fn choose(
     store: &Store,
     registry: &Registry,
     reference: &ImageReference,
     document: Document,
     platforms: &Platforms,
-) -> Result<Vec<Manifest>> {
-    let mut todo = vec![(document, 0)];
+) -> Result<Vec<Chosen>> {
+    let mut todo = vec![(document, 0, false)];
     let mut manifests = vec![];
     let mut seen = HashSet::new();
-    while let Some((document, depth)) = todo.pop() {
+    while let Some((document, depth, besides)) = todo.pop() {
         let index = match document {
             Document::Manifest(manifest) => {
-                manifests.push(manifest);
+                manifests.push(Chosen { manifest, besides });
                 continue;
             }
             Document::Index(index) => index,
@@ -244,6 +262,7 @@ async fn choose(
                         let offered: Vec<String> = index
                             .manifests
                             .iter()
+                            .filter(|entry| !entry.is_attestation())
                             .filter_map(|e| e.platform.as_ref().map(ToString::to_string))
                             .collect();
                         return Err(Error::new(
@@ -256,6 +275,10 @@ async fn choose(
                     };
                     chosen.insert(at);
                 }
+                let said = |at: &usize| index.manifests[*at].is_attestation();
+                if (0..index.manifests.len()).all(|at| said(&at) || chosen.contains(&at)) {
+                    chosen.extend((0..index.manifests.len()).filter(said));
+                }
                 chosen.into_iter().map(|at| &index.manifests[at]).collect()
             }
         };
@@ -264,8 +287,13 @@ async fn choose(
             if !seen.insert(entry.digest.clone()) {
                 continue;
             }
-            let (_, document) = fetch_document(store, registry, reference, &entry.digest).await?;
-            todo.push((document, depth + 1));
+            let besides = besides || (entry.is_attestation() && *platforms != Platforms::All);
+            match fetch_document(store, registry, reference, &entry.digest).await {
+                Err(error) if besides => {
+                    tracing::debug!(%reference, digest = %entry.digest, %error, "left out");
+                }
+                other => todo.push((other?.1, depth + 1, besides)),
+            }
         }
     }
     Ok(manifests)

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use slipway_spec::ImageReference;
 
 use super::annotation::{Annotation, annotation};
+use super::attest::AttestArgs;
 use super::builder::BuilderArgs;
 use super::cache::{CacheList, cache_list};
 use super::call::{Call, call};
@@ -99,6 +100,9 @@ pub(crate) struct BuildArgs {
     /// Network of RUN: default, host or none
     #[arg(long, value_name = "MODE", default_value = "default", hide_default_value = true)]
     pub(crate) network: String,
+    /// What is to be said of the result.
+    #[command(flatten)]
+    pub(crate) attest: AttestArgs,
     /// What the processes of RUN are given and may use.
     #[command(flatten)]
     pub(crate) steps: StepArgs,

@@ -7,8 +7,6 @@ use clap::{Arg, ArgAction, ArgMatches};
 enum Answer {
     /// Fails.
     Refuse,
-    /// Fails unless the value switches the feature off.
-    RefuseUnlessOff,
     /// Was without effect in BuildKit too.
     Ignore,
     /// As `Ignore`, but BuildKit says so.
@@ -27,14 +25,11 @@ const fn refuse(name: &'static str) -> Known {
 }
 
 const KNOWN: &[Known] = &[
-    refuse("attest"),
     Known { name: "compress", short: None, takes_value: false, answer: Answer::Ignore },
     Known { name: "force-rm", short: None, takes_value: false, answer: Answer::Ignore },
     Known { name: "isolation", short: None, takes_value: true, answer: Answer::Warn },
     refuse("policy"),
-    Known { name: "provenance", short: None, takes_value: true, answer: Answer::RefuseUnlessOff },
     Known { name: "rm", short: None, takes_value: false, answer: Answer::Ignore },
-    Known { name: "sbom", short: None, takes_value: true, answer: Answer::RefuseUnlessOff },
     Known { name: "security-opt", short: None, takes_value: true, answer: Answer::Warn },
     Known { name: "squash", short: None, takes_value: false, answer: Answer::Warn },
 ];
@@ -81,10 +76,7 @@ impl clap::FromArgMatches for UnsupportedArgs {
             let off = values.iter().all(|value| super::value::boolean(value) == Ok(false));
             match known.answer {
                 Answer::Refuse if !known.takes_value && off => {}
-                Answer::RefuseUnlessOff if off => {}
-                Answer::Refuse | Answer::RefuseUnlessOff => {
-                    found.refused.push(format!("--{}", known.name));
-                }
+                Answer::Refuse => found.refused.push(format!("--{}", known.name)),
                 Answer::Ignore => {}
                 Answer::Warn if !known.takes_value && off => {}
                 Answer::Warn => found.ignored.push(format!("--{}", known.name)),
@@ -115,10 +107,7 @@ mod tests {
     fn known_flags_are_recognised_with_their_values() {
         for (words, refused) in [
             (&["--policy", "id=a,src=b"][..], &["--policy"][..]),
-            (&["--policy=default", "--attest", "type=sbom"], &["--attest", "--policy"]),
-            (&["--provenance=false", "--sbom", "false"], &[]),
-            (&["--provenance=mode=max"], &["--provenance"]),
-            (&["--sbom=true"], &["--sbom"]),
+            (&["--policy=default", "--policy", "-x"], &["--policy"]),
             (&["--rm", "--force-rm=true", "--compress"], &[]),
         ] {
             assert_eq!(unsupported(words).refused, refused, "{words:?}");

@@ -69,6 +69,8 @@ pub(crate) struct BuildPlan {
     pub(crate) network: BuildNetwork,
     /// What is asked instead of a build.
     pub(crate) call: Option<Call>,
+    /// The attributes that ask for what is to be said of the result.
+    pub(crate) attestations: BTreeMap<String, String>,
     /// What the processes of `RUN` are given and may use.
     pub(crate) steps: StepPlan,
     /// Where the result goes; empty only when nothing is built.
@@ -158,6 +160,7 @@ pub(crate) fn plan(args: &BuildArgs, context: &Context) -> Result<BuildPlan, Fai
         },
         pull: args.pull,
         network: network(&args.network)?,
+        attestations: args.attest.attrs(),
         steps,
         progress: progress(args.progress, args.quiet)?,
         call,

@@ -7,6 +7,7 @@ use slipway_daemon::listen::Listeners;
 use slipway_daemon::notify::{Notice, Notifier};
 use slipway_daemon::{Daemon, DaemonOptions as ServeOptions};
 use slipway_engine::config::{LogFormat, LogLevel};
+use slipway_engine::provenance::environment;
 use slipway_engine::{Engine, EngineOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -38,6 +39,9 @@ pub(super) fn daemon(
     let mut engine = EngineOptions::new(&options.root);
     engine.registries.clone_from(&options.registries);
     engine.devices = options.devices.clone();
+    let folder = options.config.provenance_env_dir.as_deref();
+    let folder = folder.unwrap_or(Path::new(environment::DEFAULT_FOLDER));
+    engine.provenance = environment::read(folder).map_err(|error| Failure::of(&error))?;
     let engine = Engine::open(engine)
         .map_err(|error| Failure::of(&error).hint("choose another state folder with --root DIR"))?;
     for problem in options.devices.read().problems() {

@@ -2,7 +2,7 @@
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use slipway_engine::exporter::{self, Assembled, ImageOptions, PlatformResult};
-use slipway_engine::pipeline::kind;
+use slipway_engine::pipeline::tell;
 use slipway_engine::store::{Store, blocking};
 use slipway_engine::{BuildError, BuildResult, Task};
 use slipway_spec::Descriptor;
@@ -50,8 +50,7 @@ async fn make(
 ) -> Result<Assembled, BuildError> {
     let (store, epoch) = (target.build.engine().store(), target.build.epoch());
     let assembled = exporter::assemble(store, results, index, options, epoch).await?;
-    task.status("exporting layers");
-    task.status(&format!("exporting {} {}", kind(&assembled.target), assembled.target.digest));
+    tell(task, &assembled);
     let (of, all) = (assembled.target.clone(), store.clone());
     let closure = blocking::run(move || all.closure(&of)).await?;
     // What is borrowed for all lifetimes cannot go between threads.
@@ -73,7 +72,7 @@ async fn send(session: &Session, store: &Store, blob: &Descriptor) -> Result<(),
     let content = session.content(STORE);
     let (digest, from) = (blob.digest.clone(), store.clone());
     let file = blocking::run(move || from.open_blob(&digest)).await?;
-    let name = format!("slipway-{}-{}", crate::new_id(), blob.digest.hex());
+    let name = format!("slipway-{}-{}", slipway_engine::id::new_id(), blob.digest.hex());
     let written = content.write_file(name, blob, file.into()).await;
     written.map_err(|error| {
         let text = format!("cannot give the client {}", blob.digest);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use serde_json::Value;
 use slipway_engine::exporter::image::response;
-use slipway_engine::exporter::{Assembled, ImageOptions, PlatformResult};
+use slipway_engine::exporter::{Assembled, ExportError, FileOptions, ImageOptions, PlatformResult};
 use slipway_engine::store::blocking;
 use slipway_engine::{Build, BuildError, BuildResult, Export, Task, source_date_epoch};
 use slipway_spec::flag;
@@ -83,6 +83,8 @@ pub(super) async fn export(
                 let mut options = image_options(&attrs)?;
                 // An OCI archive has OCI media types whatever else is said.
                 options.blobs.docker &= kind == "docker";
+                // What belongs into images alone is no reason for an index here.
+                options.attestation_inline.get_or_insert(false);
                 let docker = kind == "docker";
                 if archive {
                     let sink = target.sink(at, &response).await?;
@@ -94,16 +96,22 @@ pub(super) async fn export(
                 }
             }
             "tar" => {
-                let split = flag(&attrs, "platform-split")?;
+                let options = file_options(&attrs)?;
                 let sink = target.sink(at, &response).await?;
-                target
-                    .make(results, multi_platform, Export::Tar { split, sink }, &mut result)
-                    .await?;
+                let export = Export::Tar { options, sink };
+                target.make(results, multi_platform, export, &mut result).await?;
             }
             "local" => {
-                let split = flag(&attrs, "platform-split")?.unwrap_or(multi_platform);
+                let options = file_options(&attrs)?;
+                let split = options.split.unwrap_or(multi_platform);
+                let tree = ExportTree {
+                    split,
+                    platform_names: multi_platform && !split,
+                    attestation_prefix: options.attestation_prefix,
+                    epoch: target.build.epoch(),
+                };
                 let whole = attrs.get("mode").is_some_and(|mode| mode == "delete");
-                target.folder(results, split, whole, at).await?;
+                target.folder(results, tree, whole, at).await?;
             }
             other => {
                 return Err(Status::unknown(format!("exporter {other:?} could not be found")));
@@ -141,16 +149,22 @@ impl Target<'_> {
     async fn folder(
         &self,
         results: &[PlatformResult],
-        split: bool,
+        options: ExportTree,
         whole: bool,
         exporter: usize,
     ) -> Result<(), Status> {
         let session = self.sessions.first().await.map_err(no_session)?;
         self.build.provide(results).await.map_err(|error| build_status(&error))?;
         let (store, all) = (self.build.engine().store().clone(), results.to_vec());
-        let options = ExportTree { split, epoch: self.build.epoch() };
-        let tree = blocking::run(move || export_tree(&store, &all, options)).await;
-        let tree = tree.map_err(|error| build_status(&error.into()))?;
+        let tree = blocking::run(move || Ok(export_tree(&store, &all, &options))).await;
+        let tree = tree.map_err(BuildError::from).and_then(|tree| {
+            tree.map_err(|error| match error {
+                ExportError::Invalid(text) => BuildError::Invalid(text),
+                ExportError::Store(error) => error.into(),
+                other => other.into(),
+            })
+        });
+        let tree = tree.map_err(|error| build_status(&error))?;
 
         let task = Arc::new(Task::start(self.build.progress(), "exporting to client directory"));
         let told = task.clone();
@@ -170,6 +184,13 @@ fn image_options(attrs: &BTreeMap<String, String>) -> Result<ImageOptions, Statu
     ImageOptions::parse(attrs).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
+fn file_options(attrs: &BTreeMap<String, String>) -> Result<FileOptions, Status> {
+    Ok(FileOptions {
+        split: flag(attrs, "platform-split")?,
+        attestation_prefix: attrs.get("attestation-prefix").cloned().unwrap_or_default(),
+    })
+}
+
 fn flag(attrs: &BTreeMap<String, String>, name: &str) -> Result<Option<bool>, Status> {
     let Some(text) = attrs.get(name) else { return Ok(None) };
     if text.is_empty() {
@@ -182,7 +203,7 @@ fn flag(attrs: &BTreeMap<String, String>, name: &str) -> Result<Option<bool>, St
 /// What clients are told of an image, under BuildKit's names.
 fn describe(result: &BuildResult) -> BTreeMap<String, String> {
     let Some(target) = result.image.clone() else { return BTreeMap::new() };
-    let assembled = Assembled { target, config: result.config.clone() };
+    let assembled = Assembled { target, config: result.config.clone(), written: vec![] };
     let text = |value: Value| match value {
         Value::String(text) => text,
         // What is more than a text comes as JSON in base64.

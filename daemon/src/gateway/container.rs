@@ -253,7 +253,7 @@ impl Gateway {
         let name = |base: &Option<Base>| match base {
             None => String::new(),
             Some(base) => {
-                let id = crate::new_id();
+                let id = slipway_engine::id::new_id();
                 left.insert(id.clone(), base.clone());
                 id
             }

@@ -1,7 +1,5 @@
 //! Messages to types of ours, and back.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use serde::Deserialize;
 use slipway_engine::store::tree::{Entry, Kind};
@@ -57,14 +55,20 @@ pub(super) fn platforms(metadata: Option<&Bytes>) -> Result<Vec<(String, Platfor
     let read: Platforms = serde_json::from_slice(bytes).map_err(|error| {
         Status::invalid_argument(format!("refs.platforms of the result is invalid: {error}"))
     })?;
-    let mut seen = BTreeSet::new();
-    if let Some(twice) = read.platforms.iter().find(|named| !seen.insert(named.id.as_str())) {
-        return Err(Status::invalid_argument(format!(
-            "refs.platforms of the result names platform {} twice",
-            twice.id
-        )));
+    let mut platforms: Vec<(String, Platform)> = vec![];
+    for Named { id, platform } in read.platforms {
+        match platforms.iter().find(|(known, _)| *known == id) {
+            None => platforms.push((id, platform)),
+            // Clients may ask for a platform twice.
+            Some((_, known)) if *known == platform => {}
+            Some(_) => {
+                return Err(Status::invalid_argument(format!(
+                    "refs.platforms of the result has two platforms of the name {id}"
+                )));
+            }
+        }
     }
-    Ok(read.platforms.into_iter().map(|named| (named.id, named.platform)).collect())
+    Ok(platforms)
 }
 
 /// Reads the config of an image.
@@ -96,6 +100,22 @@ pub(super) fn default_config(platform: &Platform) -> ImageConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_platform_may_be_named_twice_but_a_name_has_one_platform() {
+        let list = |other: &str| {
+            let text = format!(
+                r#"{{"Platforms":[{{"ID":"a","Platform":{{"os":"linux","architecture":"amd64"}}}},
+                   {{"ID":"a","Platform":{{"os":"linux","architecture":"{other}"}}}}]}}"#
+            );
+            platforms(Some(&text.into()))
+        };
+        let found = list("amd64").unwrap();
+        assert_eq!((found.len(), found[0].0.as_str()), (1, "a"));
+        let error = list("arm64").unwrap_err();
+        assert!(error.message().ends_with("two platforms of the name a"), "{error}");
+        assert!(platforms(None).unwrap().is_empty());
+    }
 
     #[test]
     fn a_config_is_an_object() {

@@ -19,6 +19,7 @@ use slipway_engine::frontend::{
     BridgeError, BridgeErrorKind, FrontendImage, FrontendResult, PlatformImage,
 };
 use slipway_engine::frontends::{FrontendProcess, FrontendRunner, MAX_DEPTH};
+use slipway_engine::provenance::{Asked, Scope};
 use slipway_engine::solver::executor::StreamReader;
 use slipway_spec::llb::{Definition, pb};
 use slipway_spec::progress::{ProgressEvent, ProgressSink, Stream};
@@ -62,14 +63,6 @@ pub struct FrontendImages {
     allowed: Arc<[String]>,
     /// What a build told of its progress, and its client's session.
     client: Option<(Arc<Record>, String)>,
-}
-
-/// What a frontend has said.
-pub(crate) struct Answered {
-    /// What it speaks of.
-    pub(crate) gateway: Arc<Gateway>,
-    /// What it says.
-    pub(crate) outcome: Outcome,
 }
 
 impl FrontendImages {
@@ -130,8 +123,10 @@ impl FrontendImages {
         build: &Build,
         frontend: FrontendImage,
         depth: usize,
-    ) -> Result<Answered, Status> {
+        within: &Scope,
+    ) -> Result<(Outcome, Arc<Scope>), Status> {
         self.check(&frontend)?;
+        let scope = within.within(Asked::new("gateway.v0", &frontend.attrs, &frontend.inputs));
         let name = frontend.source.clone();
         let source = build.frontend_source(&name, frontend.attrs.clone()).await;
         let source = source.map_err(|error| frontend_status(&error))?;
@@ -148,14 +143,15 @@ impl FrontendImages {
         let (record, session) = match &self.client {
             Some((record, session)) => (record.clone(), session.clone()),
             // What is announced there is shown by the build itself.
-            None => (Arc::new(Record::default()), crate::new_id()),
+            None => (Arc::new(Record::default()), slipway_engine::id::new_id()),
         };
         let inputs: BTreeMap<String, pb::Definition> = frontend
             .inputs
             .iter()
             .map(|(name, definition)| (name.clone(), definition.to_pb()))
             .collect();
-        let gateway = Gateway::new(build.clone(), record, inputs, self.clone(), depth);
+        let gateway =
+            Gateway::new(build.clone(), record, inputs, self.clone(), depth, scope.clone());
         let gateway = Arc::new(gateway);
         let env = self.environment(build, &frontend.attrs, &session)?;
         let failed = |error: &dyn std::error::Error| {
@@ -175,7 +171,7 @@ impl FrontendImages {
         // What the frontend says went wrong is better than how it ended, and how it ended better than a success.
         match (gateway.said(), ended) {
             (Some(Err(error)), _) => Err(error),
-            (Some(Ok(outcome)), Ok(())) => Ok(Answered { gateway, outcome }),
+            (Some(Ok(outcome)), Ok(())) => Ok((outcome, scope)),
             (None, Ok(())) => Err(Status::unknown(format!(
                 "the frontend {name} has ended without a result; is it a frontend?"
             ))),
@@ -332,9 +328,10 @@ impl FrontendRunner for FrontendImages {
         build: &Build,
         frontend: FrontendImage,
         depth: usize,
+        within: &Scope,
     ) -> Result<FrontendResult, BridgeError> {
-        let answered = self.answer(build, frontend, depth).await;
-        let result = answered.and_then(|Answered { gateway, outcome }| found(&gateway, outcome));
+        let answered = self.answer(build, frontend, depth, within).await;
+        let result = answered.and_then(|(outcome, _)| found(outcome));
         result.map_err(|status| {
             let kind = match status.code() {
                 Code::NotFound => BridgeErrorKind::NotFound,
@@ -349,25 +346,25 @@ impl FrontendRunner for FrontendImages {
 }
 
 /// Turns what a frontend says into what the one that is built in would have found.
-fn found(gateway: &Gateway, outcome: Outcome) -> Result<FrontendResult, Status> {
+fn found(outcome: Outcome) -> Result<FrontendResult, Status> {
     let Outcome { images, multi_platform, metadata, .. } = outcome;
     let of = |key: &str, platform: &Platform| -> Option<Bytes> {
         let suffixed = multi_platform.then(|| metadata.get(&format!("{key}/{platform}"))).flatten();
         suffixed.or_else(|| metadata.get(key)).cloned()
     };
     let one = |image: super::OutcomeImage| {
-        let definition = match &image.edge {
-            Some(edge) => Some(gateway.definition_of(edge)?),
-            None => None,
-        };
+        let said = image.attestations.into_iter().map(|said| {
+            let (made, said) = said.split();
+            Ok::<_, Status>(said.at(made.definition()?))
+        });
         let base = of("containerimage.base.config", &image.platform);
         Ok::<_, Status>(PlatformImage {
-            definition,
+            definition: image.made.definition()?,
             config: image.config,
             base_history_len: image.base_history,
             base_config: base.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
             epoch: image.epoch,
-            scan_also: BTreeMap::new(),
+            attestations: said.collect::<Result<_, _>>()?,
             platform: image.platform,
         })
     };
@@ -443,7 +440,7 @@ async fn show(
     let Some(mut stderr) = stderr else { return };
     let title: Arc<str> = format!("[internal] frontend {name}").into();
     // Each one that runs is another, even if it is the same image.
-    let vertex = Digest::of(format!("{title} {}", crate::new_id()).as_bytes());
+    let vertex = Digest::of(format!("{title} {}", slipway_engine::id::new_id()).as_bytes());
     let mut buffer = vec![0; 16 << 10];
     let mut started = false;
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
@@ -465,7 +462,7 @@ async fn show(
 }
 
 impl Gateway {
-    /// Runs a frontend that is an image for another frontend.
+    /// Runs a frontend that is an image for another frontend. Returns also where its results belong.
     ///
     /// # Errors
     /// What that frontend says went wrong.
@@ -473,16 +470,16 @@ impl Gateway {
         &self,
         attrs: BTreeMap<String, String>,
         inputs: &BTreeMap<String, pb::Definition>,
-    ) -> Result<FrontendResult, Status> {
+    ) -> Result<(FrontendResult, Arc<Scope>), Status> {
         if self.depth >= MAX_DEPTH {
             let message = format!("more than {MAX_DEPTH} frontends wait for each other");
             return Err(Status::resource_exhausted(message));
         }
         let frontend = frontend_image(attrs, inputs)?;
         // Boxed, since a frontend may ask for another one.
-        let answered = self.frontends.answer(&self.build, frontend, self.depth + 1);
-        let answered = Box::pin(answered).await?;
-        found(&answered.gateway, answered.outcome)
+        let answered = self.frontends.answer(&self.build, frontend, self.depth + 1, &self.scope);
+        let (outcome, scope) = Box::pin(answered).await?;
+        Ok((found(outcome)?, scope))
     }
 }
 

@@ -53,6 +53,7 @@ impl Gateway {
         asked.lookup = lookup(&request.resolve_mode);
         let found = self.build.source_metadata(&mut asked, &policies).await;
         let found = found.map_err(|error| solve_status(&error))?;
+        self.scope.add_metadata(&asked, &found);
         let identifier = asked.source.identifier.as_str();
         let found = found.image.ok_or_else(|| {
             Status::unknown(format!(
@@ -77,6 +78,7 @@ impl Gateway {
         asked.shown_as = shown_as(&asked.shown_as, &asked.source);
         let found = self.build.source_metadata(&mut asked, &policies).await;
         let found = found.map_err(|error| solve_status(&error))?;
+        self.scope.add_metadata(&asked, &found);
         let mut answer = response(asked.source, &found);
         if let Some(image) = answer.image.as_mut().filter(|_| no_config) {
             image.config = Bytes::new();

@@ -283,7 +283,7 @@ impl Book {
 
     /// Begins a blob.
     pub(super) fn write_blob(&self) -> Result<BlobWriter<'_>> {
-        let path = self.blobs.join(format!("new-{}", crate::new_id()));
+        let path = self.blobs.join(format!("new-{}", slipway_engine::id::new_id()));
         let file = File::create_new(&path).map_err(failed("create", &path))?;
         let file = io::BufWriter::with_capacity(64 << 10, file);
         Ok(BlobWriter { book: self, file, path, hasher: Hasher::sha256(), size: 0 })

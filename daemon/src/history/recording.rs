@@ -8,6 +8,8 @@ use std::time::Instant;
 use prost::Message as _;
 use prost_types::Any;
 use serde_json::json;
+use slipway_engine::id::random;
+use slipway_engine::provenance::{Provenance, ProvenanceOptions};
 use slipway_engine::store::now_nanos;
 use slipway_spec::manifest::Document;
 use slipway_spec::wire::control::{
@@ -20,17 +22,21 @@ use tonic::Status;
 use super::book::{HistoryError, nanos};
 use super::{History, Later, OpenTrace, Shared, TRACE_WAIT, descriptor, event, log};
 use crate::record::Record;
+use crate::timestamp;
 use crate::trace::{OwnSpan, TraceContext};
-use crate::{random, timestamp};
 
 /// The type of an error with its details, spelt as upstream spells it.
 const ERROR_TYPE: &str = "application/vnd.googeapis.google.rpc.status+proto";
 /// The type of statements about how a result was made.
 const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
+/// Says what a statement is about.
+const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
 const STACK: &str = "github.com/moby/buildkit/stack.Stack+json";
 /// Documents of results that are kept with a record: indexes, manifests, configs.
 const MAX_DOCUMENTS: usize = 256;
 const MAX_DOCUMENT: u64 = 4 << 20;
+/// What is said of a result, such as a bill of materials, may be long.
+const MAX_STATEMENT: u64 = 48 << 20;
 
 /// A build that is recorded. One that is dropped before [`finish`](Self::finish) was canceled.
 #[derive(Debug)]
@@ -50,6 +56,10 @@ struct Results {
     exported: BTreeMap<i64, Descriptor>,
     /// What the frontend and the outputs say.
     response: BTreeMap<String, String>,
+    /// Where results come from; by their id, if there may be several.
+    provenance: Vec<(Option<String>, Arc<Provenance>)>,
+    /// Who builds, as the client says.
+    builder: String,
 }
 
 impl History {
@@ -103,6 +113,20 @@ impl Recording {
     /// Remembers what clients are told of the result.
     pub fn answered(&self, response: impl IntoIterator<Item = (String, String)>) {
         self.change(|results| results.response.extend(response));
+    }
+
+    /// Remembers where results come from; those of a build for several platforms have ids. `builder` is who builds, as the
+    /// client says.
+    pub fn made_from(
+        &self,
+        results: impl IntoIterator<Item = (Option<String>, Option<Arc<Provenance>>)>,
+        builder: String,
+    ) {
+        self.change(|known| {
+            let results = results.into_iter().filter_map(|(id, found)| Some((id, found?)));
+            known.provenance.extend(results);
+            known.builder = builder;
+        });
     }
 
     /// Ends the record. It is written down in the background.
@@ -228,6 +252,27 @@ impl Completion {
             result.result_deprecated.get_or_insert_with(|| wire.clone());
             result.results.insert(*output, wire);
         }
+        let options = ProvenanceOptions {
+            builder_id: std::mem::take(&mut self.results.builder),
+            ..ProvenanceOptions::default()
+        };
+        for (id, provenance) in std::mem::take(&mut self.results.provenance) {
+            let told = match provenance.predicate(&shared.store, &options) {
+                Ok(told) => told,
+                Err(error) => {
+                    tracing::warn!(%error, "the record of a build has no provenance");
+                    continue;
+                }
+            };
+            let mut wire = descriptor(STATEMENT_TYPE, shared.book.put_blob(&told)?);
+            let kind = options.version.predicate_type();
+            wire.annotations.insert(PREDICATE_TYPE.into(), kind.into());
+            let result = match id {
+                None => record.result.get_or_insert_default(),
+                Some(id) => record.results.entry(id).or_default(),
+            };
+            result.attestations.push(wire);
+        }
         Ok(())
     }
 
@@ -288,7 +333,9 @@ fn keep_documents(
         if kept.contains(&document.digest) || kept.len() >= MAX_DOCUMENTS {
             continue;
         }
-        let bytes = match shared.store.read_blob(&document.digest, MAX_DOCUMENT) {
+        let is_statement = document.media_type.as_str() == STATEMENT_TYPE;
+        let limit = if is_statement { MAX_STATEMENT } else { MAX_DOCUMENT };
+        let bytes = match shared.store.read_blob(&document.digest, limit) {
             Ok(bytes) => bytes,
             Err(error) => {
                 tracing::debug!(digest = %document.digest, %error, "a document is not kept");

@@ -3,6 +3,7 @@
 use std::fs;
 
 use slipway_spec::wire::control::{Exporter, SolveRequest};
+use slipway_spec::{self as spec, MediaType};
 
 use super::*;
 use crate::record::Record;
@@ -72,6 +73,55 @@ async fn damaged_records_are_passed_over_and_the_rest_is_found() {
     history.delete("a".into()).await.unwrap();
     run(&history, "c");
     assert_eq!(ids(&history).await, ["d", "c"]);
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_result_is_kept_and_its_layers_are_not() {
+    let case = Case::new();
+    let history = case.open();
+    let store = Store::open(&case.folder.path().join("store")).unwrap();
+    let put = |kind: &str, text: &str| store.put(kind.into(), text.as_bytes()).unwrap();
+    let manifest = |config: &spec::Descriptor, layer: &spec::Descriptor| {
+        let document = serde_json::json!({
+            "schemaVersion": 2, "mediaType": MediaType::OCI_MANIFEST.as_str(),
+            "config": config, "layers": [layer],
+        });
+        put(MediaType::OCI_MANIFEST.as_str(), &document.to_string())
+    };
+    let layer = put(MediaType::OCI_LAYER.as_str(), "a layer");
+    let config = put(MediaType::OCI_CONFIG.as_str(), "{}");
+    // Longer than other documents may be.
+    let statement = format!("{{\"_type\":\"{}\"}}", "x".repeat(5 << 20));
+    let statement = put("application/vnd.in-toto+json", &statement);
+    let empty = put(MediaType::OCI_EMPTY.as_str(), "{ }");
+    let image = manifest(&config, &layer);
+    let said = manifest(&empty, &statement);
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": MediaType::OCI_INDEX.as_str(), "manifests": [image, said],
+    });
+    let index = put(MediaType::OCI_INDEX.as_str(), &index.to_string());
+
+    let request = SolveRequest { r#ref: "a".into(), ..SolveRequest::default() };
+    let trace = TraceContext { trace: [1; 16], parent: [0; 8] };
+    let exporter = Exporter { r#type: "image".into(), ..Exporter::default() };
+    let recording = history.begin(&request, &[exporter], Arc::new(Record::default()), trace);
+    recording.exported(0, &index);
+    recording.finish(&Ok::<_, Status>(()));
+    history.stop().await;
+    let history = case.open();
+    for (document, kept) in [
+        (&index, true),
+        (&image, true),
+        (&config, true),
+        (&said, true),
+        (&empty, true),
+        (&statement, true),
+        (&layer, false),
+    ] {
+        let digest = document.digest.clone();
+        let found = history.ask(move |shared, _| shared.book.blob(&digest)).await.unwrap();
+        assert_eq!(found.is_some(), kept, "{}", document.media_type);
+    }
 }
 
 /// Whether this process has a thread of a name.

@@ -122,7 +122,7 @@ async fn patiently<T>(
 /// Returns what clients mix into their keys, so that a key means nothing to another daemon.
 fn salt() -> &'static [u8; 32] {
     static SALT: OnceLock<[u8; 32]> = OnceLock::new();
-    SALT.get_or_init(crate::random)
+    SALT.get_or_init(slipway_engine::id::random)
 }
 
 /// Returns how long a token is still good for. The client may have had it for a while; a clock that runs ahead of this

@@ -33,6 +33,9 @@ const COMMENT: &str = "buildkit.dockerfile.v0";
 /// The `PATH` of images that set none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What scanners know the files to build from by.
+pub(crate) const SCANNED_CONTEXT: &str = "context";
+
 /// The system whose paths and defaults are different ones.
 const WINDOWS: &str = "windows";
 
@@ -47,6 +50,8 @@ pub(crate) struct Lowered {
     pub(crate) base_config: Option<ImageConfig>,
     /// What a scanner is to look at beside the target.
     pub(crate) scan_also: BTreeMap<String, State>,
+    /// Whether it is to look even if it has looked at the same before.
+    pub(crate) scan_without_cache: bool,
     /// What each stage uses of what the caller may give; empty for stages that were not lowered.
     pub(crate) uses: Vec<StageUses>,
 }
@@ -108,6 +113,7 @@ pub(crate) fn lower(
     let mut used =
         Used { context: BTreeSet::new(), stages: vec![BTreeSet::new(); plan.stages.len()] };
     let mut scan_also = BTreeMap::new();
+    let mut scan_without_cache = plan.stages[plan.target].ignore_cache;
     let mut uses = vec![StageUses::default(); plan.stages.len()];
     for (index, stage) in plan.stages.iter().enumerate() {
         if !reachable[index] || ready(stage) {
@@ -140,9 +146,10 @@ pub(crate) fn lower(
         }
         if index != plan.target && builder.is_scanned("BUILDKIT_SBOM_SCAN_STAGE") {
             scan_also.insert(stage.label.clone(), builder.out.state.clone());
+            scan_without_cache |= stage.ignore_cache;
         }
         if index == plan.target && builder.is_scanned("BUILDKIT_SBOM_SCAN_CONTEXT") {
-            scan_also.insert("context".into(), context.clone());
+            scan_also.insert(SCANNED_CONTEXT.into(), context.clone());
         }
         outcomes[index] = Some(builder.out);
     }
@@ -159,6 +166,7 @@ pub(crate) fn lower(
         used,
         base_config: base_config(plan, &plan.stages[plan.root_of(plan.target)]),
         scan_also,
+        scan_without_cache,
         uses,
     })
 }

@@ -1,8 +1,8 @@
 //! Values of `RUN --mount` and `RUN --device`.
 
-use super::csv;
 use super::problem::{Problem, Result};
 use super::suggest::{suggest, with_suggestion};
+use crate::csv;
 use slipway_spec::flag;
 
 /// What is mounted.

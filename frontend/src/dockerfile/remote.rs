@@ -30,9 +30,39 @@ pub fn remote_context(text: &str) -> Option<RemoteContext> {
     }
 }
 
+/// Writes the name of a git repository without options: the remote and, behind `#`, the ref and, if that is wanted, the
+/// folder. `None` when the text names no repository.
+pub fn git_address(text: &str, with_subdir: bool) -> Option<String> {
+    let git::Found::Git(git) = git::parse(text) else { return None };
+    let mut address = git.remote;
+    let subdir = if with_subdir { git.subdir.trim_matches('/') } else { "" };
+    if !git.reference.is_empty() || !subdir.is_empty() {
+        address.push('#');
+        address.push_str(&git.reference);
+    }
+    if !subdir.is_empty() {
+        address.push(':');
+        address.push_str(subdir);
+    }
+    Some(address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_repositories_have_no_options() {
+        for (text, with_subdir, expected) in [
+            ("https://h/a.git?branch=main&subdir=s", true, "https://h/a.git#refs/heads/main:s"),
+            ("https://h/a.git#main:s", false, "https://h/a.git#main"),
+            ("https://h/a.git#:s", true, "https://h/a.git#:s"),
+            ("https://h/a.git#:s", false, "https://h/a.git"),
+        ] {
+            assert_eq!(git_address(text, with_subdir).as_deref(), Some(expected), "{text}");
+        }
+        assert_eq!(git_address("https://h/a.tar", true), None);
+    }
 
     #[test]
     fn paths_are_told_from_what_is_fetched() {

@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use slipway_spec::Platform;
 use slipway_spec::llb::pb;
 
-use super::csv;
 use super::lint::{LintOptions, parse_options};
 use super::problem::{Problem, Result};
 use super::suggest::{suggest, with_suggestion};
-use crate::{CacheImport, FrontendRequest, ResolveMode, Scanner};
+use crate::{CacheImport, FrontendRequest, ResolveMode, Scanner, attest, csv};
 
 /// What the request asks for.
 #[derive(Clone, Debug)]
@@ -202,7 +201,7 @@ impl Settings {
             session: None,
             merge: false,
             cache_imports: cache_imports(attrs)?,
-            scanner: scanner(attrs)?,
+            scanner: attest::requested(attrs).map_err(Problem::new)?.sbom,
             build_args,
         })
     }
@@ -328,45 +327,6 @@ fn cache_imports(attrs: &BTreeMap<String, String>) -> Result<Vec<CacheImport>> {
         imports.push(CacheImport { kind: "registry".into(), attrs });
     }
     Ok(imports)
-}
-
-/// Reads which attestations are asked for; only one of them concerns the frontend.
-fn scanner(attrs: &BTreeMap<String, String>) -> Result<Option<Scanner>> {
-    let mut scanner = None;
-    for (key, value) in attrs {
-        let Some(kind) = key
-            .strip_prefix("attest:")
-            .or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_"))
-            .map(str::to_lowercase)
-        else {
-            continue;
-        };
-        if !matches!(kind.as_str(), "sbom" | "provenance") {
-            return Err(Problem::new(format!("unknown attestation type {kind:?}")));
-        }
-        if kind != "sbom" {
-            continue;
-        }
-        let mut image = "docker/buildkit-syft-scanner:stable-1".to_owned();
-        let mut parameters = BTreeMap::new();
-        let fields = if value.is_empty() { Ok(vec![]) } else { csv::fields(value) };
-        for field in fields.map_err(|e| Problem::new(format!("failed to parse {kind}: {e}")))? {
-            match field.split_once('=').unwrap_or((&field, "")) {
-                ("generator", value) => value.clone_into(&mut image),
-                (key, value) => {
-                    parameters.insert(key.to_owned(), value.to_owned());
-                }
-            }
-        }
-        if image.is_empty() {
-            return Err(Problem::new("sbom scanner cannot be empty"));
-        }
-        let image = image
-            .parse()
-            .map_err(|e| Problem::new(format!("failed to parse sbom scanner {image}: {e}")))?;
-        scanner = Some(Scanner { image, parameters });
-    }
-    Ok(scanner)
 }
 
 /// Returns whether this program reads what that frontend image reads.
@@ -522,7 +482,7 @@ mod tests {
                 "unsupported frontend capability new",
             ),
             ("attest:foo", "", "unknown attestation type \"foo\""),
-            ("attest:sbom", "generator=", "sbom scanner cannot be empty"),
+            ("attest:sbom", "generator=", "sbom generator cannot be empty"),
             ("ulimit", "nofil=1", "invalid ulimit type: nofil (did you mean nofile?)"),
             (
                 "ulimit",

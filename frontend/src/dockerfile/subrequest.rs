@@ -81,7 +81,7 @@ async fn graph(input: &Input<'_>) -> Result<String, FrontendError> {
     let lint = input.linter()?;
     let outcome = async {
         let document = input.parse(&lint)?;
-        build_one(&input, &document, &settings.build_platform, &lint).await
+        build_one(&input, &document, &settings.build_platform, &lint, None).await
     };
     let outcome = outcome.await;
     input.warn(&lint);

@@ -23,7 +23,7 @@ pub(crate) struct Memory {
     inputs: BTreeMap<String, String>,
     /// What a policy makes of images.
     policy: BTreeMap<String, String>,
-    no_merge: bool,
+    lacks: Vec<Feature>,
     refs: Mutex<Vec<Definition>>,
     pub(crate) resolved: Mutex<Vec<String>>,
     pub(crate) warnings: Mutex<Vec<Diagnostic>>,
@@ -42,7 +42,11 @@ impl Memory {
             files,
             inputs: told("test-input:"),
             policy: told("test-policy:"),
-            no_merge: attrs.lines().any(|line| line == "test-no-merge=1"),
+            lacks: [("test-no-merge=1", Feature::Merge), ("test-no-sbom=1", Feature::Sbom)]
+                .into_iter()
+                .filter(|(told, _)| attrs.lines().any(|line| line == *told))
+                .map(|(_, feature)| feature)
+                .collect(),
             ..Self::default()
         }
     }
@@ -104,6 +108,13 @@ fn image_config(path: &str, platform: &Platform) -> Option<serde_json::Value> {
             config["history"] = serde_json::json!([]);
         }
         "library/tool" => config["config"] = serde_json::Value::Null,
+        "library/scanner" => {
+            config["config"] = serde_json::json!({
+                "Env": ["PATH=/bin", "BUILDKIT_SCAN_MODE=quick", "BARE"],
+                "Entrypoint": ["/scan"], "Cmd": ["-v"], "WorkingDir": "work", "User": "nobody",
+            });
+        }
+        "library/nocommand" => config["config"] = serde_json::json!({"Env": ["A=b"]}),
         "library/otherarch" => config["architecture"] = "riscv64".into(),
         _ => return None,
     }
@@ -210,7 +221,7 @@ impl Bridge for Memory {
     }
 
     fn supports(&self, feature: Feature) -> bool {
-        feature == Feature::Merge && !self.no_merge
+        !self.lacks.contains(&feature)
     }
 
     fn warn(&self, warning: Diagnostic) {

@@ -14,6 +14,7 @@ use super::announce::Announced;
 use super::{Job, lock};
 use crate::error::{Cause, Result, SolveError};
 use crate::graph::Vertex;
+use crate::source::FoundImage;
 use crate::source::image::{Lookup, RemoteLayer, ResolvedImage};
 use crate::source::layout;
 
@@ -22,20 +23,20 @@ impl Job {
         &self,
         vertex: &Arc<Vertex>,
         source: &pb::SourceOp,
-    ) -> Result<(Snapshot, Vec<Digest>)> {
+    ) -> Result<FoundImage> {
         vertex.image.get_or_init(|| self.find_image(vertex, source)).await.clone()
     }
 
-    async fn find_image(
-        &self,
-        vertex: &Arc<Vertex>,
-        source: &pb::SourceOp,
-    ) -> Result<(Snapshot, Vec<Digest>)> {
+    async fn find_image(&self, vertex: &Arc<Vertex>, source: &pb::SourceOp) -> Result<FoundImage> {
         let failed = |cause: Cause| SolveError::from(cause).at(|| vertex.failed());
         if source.identifier.starts_with("oci-layout://") {
             let image = self.layout(vertex, source).await;
             let image = image.map_err(|error| error.at(|| vertex.failed()))?;
-            return Ok((image.snapshot.clone(), image.diff_ids.clone()));
+            return Ok(FoundImage {
+                digest: image.target.clone(),
+                snapshot: image.snapshot.clone(),
+                diff_ids: image.diff_ids.clone(),
+            });
         }
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
             return Err(failed(Cause::Unsupported(format!("the source {}", source.identifier))));
@@ -65,7 +66,7 @@ impl Job {
             snapshot.layers.truncate(limit);
             diff_ids.truncate(limit);
         }
-        Ok((snapshot, diff_ids))
+        Ok(FoundImage { digest: image.target.digest.clone(), snapshot, diff_ids })
     }
 
     /// Finds an image and its file system; layers that are not here are fetched by [`provide`](Self::provide).

@@ -45,7 +45,7 @@ impl Job {
                 self.outside_key(vertex, source).await?
             }
             pb::op::Op::Source(source) => {
-                let (_, diff_ids) = self.image(vertex, source).await?;
+                let diff_ids = self.image(vertex, source).await?.diff_ids;
                 let mut hash = tagged(b"layers");
                 for diff_id in diff_ids {
                     hash.update(diff_id.to_string());

@@ -33,7 +33,7 @@ impl Job {
         })
     }
 
-    async fn found(&self, vertex: &Arc<Vertex>, asked: &Outside) -> Result<Arc<Found>> {
+    pub(super) async fn found(&self, vertex: &Arc<Vertex>, asked: &Outside) -> Result<Arc<Found>> {
         let find = || async {
             let services = &self.0.services;
             let found = match asked {

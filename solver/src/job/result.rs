@@ -68,8 +68,8 @@ impl Job {
             pb::op::Op::Source(source) => {
                 let announced = self.start(vertex);
                 let image = match self.image(vertex, source).await {
-                    Ok((snapshot, _)) => {
-                        self.provide_layout(vertex, source).await.map(|()| vec![snapshot])
+                    Ok(image) => {
+                        self.provide_layout(vertex, source).await.map(|()| vec![image.snapshot])
                     }
                     Err(error) => Err(error),
                 };

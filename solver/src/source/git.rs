@@ -77,6 +77,13 @@ pub(crate) struct Commit {
     name: String,
 }
 
+impl Commit {
+    /// Returns the object that the ref names.
+    pub(crate) fn object(&self) -> &str {
+        &self.object
+    }
+}
+
 impl GitSource {
     pub(crate) fn read(source: &pb::SourceOp) -> Result<Self> {
         let fail = |what: &str| Cause::Invalid(format!("the source {}: {what}", source.identifier));
@@ -129,6 +136,26 @@ impl GitSource {
             known_hosts: text("git.knownsshhosts"),
             agent: text("git.mountsshsock"),
         })
+    }
+
+    /// Returns the remote and, behind `#`, the ref if there is one.
+    pub(crate) fn address(&self) -> String {
+        let mut address = self.remote.clone();
+        if !self.reference.is_empty() {
+            address.push('#');
+            address.push_str(&self.reference);
+        }
+        address
+    }
+
+    /// Returns the secrets that the remote may be shown.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.token_secret.iter().chain(&self.header_secret).map(String::as_str)
+    }
+
+    /// Returns the SSH agent that the remote may be spoken to with.
+    pub(crate) fn agent(&self) -> Option<&str> {
+        self.agent.as_deref()
     }
 
     /// Returns the remote without what may be a credential.

@@ -16,6 +16,8 @@ use crate::error::{Cause, Result};
 /// An image of a layout, for one platform.
 #[derive(Clone, Debug)]
 pub(crate) struct LayoutImage {
+    /// What was asked for: an index or a manifest.
+    pub(crate) target: Digest,
     pub(crate) snapshot: Snapshot,
     pub(crate) diff_ids: Vec<Digest>,
     /// The layers with their blobs.
@@ -91,7 +93,7 @@ async fn read_image(
     resolved: ResolvedLayout,
 ) -> Result<LayoutImage> {
     let fail = |what: String| Cause::Invalid(format!("the source {}: {what}", source.identifier));
-    let ResolvedLayout { manifest, config, store: from, .. } = resolved;
+    let ResolvedLayout { target, manifest, config, store: from } = resolved;
     let config: ImageConfig = serde_json::from_slice(&config)
         .map_err(|error| fail(format!("invalid config: {error}")))?;
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
@@ -118,6 +120,7 @@ async fn read_image(
     .await?;
     let (descriptors, diff_ids): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     Ok(LayoutImage {
+        target,
         snapshot: Snapshot { layers: layers.clone() },
         diff_ids,
         layers: layers.into_iter().zip(descriptors).collect(),

@@ -3,6 +3,7 @@
 mod blobs;
 mod faults;
 mod manifests;
+mod pulls;
 mod pushes;
 mod redirects;
 mod tokens;

@@ -302,6 +302,45 @@ fn an_index_of_partly_fetched_platforms_is_saved_and_loaded() {
 }
 
 #[test]
+fn what_is_said_of_an_image_is_not_the_image() {
+    let (_folder, store) = harness::store();
+    let (_, image) = harness::image(&store, NAME, &[("f", "text")]);
+    let empty = store.put(MediaType::OCI_EMPTY, b"{}").unwrap();
+    let statement = MediaType::from("application/vnd.in-toto+json");
+    let statement = store.put(statement, b"{\"said\":1}").unwrap();
+    let said = |mut manifest: Descriptor| {
+        let kind = ("vnd.docker.reference.type".into(), "attestation-manifest".into());
+        manifest.annotations.extend([kind]);
+        manifest.platform =
+            Some(Platform { os: "unknown".into(), ..Platform::new("linux", "unknown", None) });
+        manifest
+    };
+    let index = |manifests: [&Descriptor; 2]| {
+        let index = serde_json::json!({
+            "schemaVersion": 2, "mediaType": MediaType::OCI_INDEX.as_str(), "manifests": manifests,
+        });
+        store.put(MediaType::OCI_INDEX, &serde_json::to_vec(&index).unwrap()).unwrap()
+    };
+    let here = said(harness::manifest(&store, &empty, &[&statement]));
+    let lost = Descriptor::new(MediaType::OCI_MANIFEST, Digest::of(b"never fetched"), 13);
+    for (index, fine) in [
+        (index([&image, &here]), true),
+        (index([&image, &said(lost.clone())]), true),
+        (index([&lost, &here]), false),
+    ] {
+        let (_folder, elsewhere) = harness::store();
+        let loaded = load(&elsewhere, save(&store, &[NAME], &index));
+        assert_eq!(loaded.is_ok(), fine, "{loaded:?}");
+        if fine {
+            let unknown =
+                Platform { os: "unknown".into(), ..Platform::new("linux", "unknown", None) };
+            assert!(elsewhere.select(&index, &unknown).unwrap().is_none());
+            assert_eq!(elsewhere.platforms(&index).unwrap().len(), 1);
+        }
+    }
+}
+
+#[test]
 fn indexes_that_name_the_same_one_over_and_over_take_no_time() {
     let (_folder, store) = harness::store();
     let (_, mut target) = harness::image(&store, NAME, &[("f", "text")]);

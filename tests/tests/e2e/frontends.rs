@@ -7,7 +7,7 @@ use std::process::Command;
 use slipway_tests::{BASE, Registry, Sandbox, frontend_binary, tool};
 
 /// Packs the stand-alone frontend, with the libraries that it was linked with, and pushes it.
-fn pack(sandbox: &Sandbox, image: &str) {
+pub(crate) fn pack(sandbox: &Sandbox, image: &str) {
     let context = sandbox.context("frontend");
     let binary = frontend_binary();
     // What is linked statically has nothing to list.

@@ -1,5 +1,6 @@
 //! The program as its users meet it: real Dockerfiles, emulators, registries and image tools.
 
+mod attestations;
 mod bad_input;
 mod bad_registry;
 mod build_flags;

@@ -265,7 +265,7 @@ async fn a_result_that_makes_no_sense_is_refused() {
         (refs(&["a"], Some(platforms(&["b"]))), "the result has nothing for platform b"),
         (refs(&["a"], Some("{".into())), "refs.platforms of the result is invalid"),
         (config, "the image config in containerimage.config is invalid"),
-        (refs(&["a", "b"], Some(platforms(&["a", "a"]))), "names platform a twice"),
+        (refs(&["a", "b"], Some(platforms(&["a", "a"]))), "to name as many, not 1"),
     ] {
         let rig = Rig::new();
         let (peer, begun) = open(&rig, &[]).await;

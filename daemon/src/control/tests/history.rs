@@ -87,6 +87,16 @@ async fn a_build_is_remembered_with_all_that_came_of_it() {
     assert!(record.exporter_response.contains_key("containerimage.config"));
     assert!(record.num_total_steps >= 2, "{record:?}");
     assert_eq!((record.num_cached_steps, record.num_completed_steps), (0, record.num_total_steps));
+    // Where the result is from is told whether the client wanted to know or not.
+    let provenance = &record.result.as_ref().unwrap().attestations[0];
+    assert_eq!(provenance.media_type, "application/vnd.in-toto+json");
+    let kind = &provenance.annotations["in-toto.io/predicate-type"];
+    assert_eq!(kind, "https://slsa.dev/provenance/v1");
+    let told: serde_json::Value = serde_json::from_slice(&read(&peer, provenance).await).unwrap();
+    let parameters = &told["buildDefinition"]["externalParameters"]["request"];
+    assert_eq!(parameters["locals"][0]["name"], "context");
+    let vcs = &told["runDetails"]["metadata"]["buildkit_metadata"]["vcs"];
+    assert_eq!(*vcs, serde_json::json!({ "source": "repo" }));
 
     let result = record.result.unwrap();
     assert_eq!(result.results[&0].digest, response["containerimage.digest"]);
