@@ -5,6 +5,7 @@ mod caches;
 mod layout;
 mod outputs;
 pub(crate) mod records;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -248,7 +249,13 @@ impl ControlService {
                     (key.clone(), String::from_utf8_lossy(value).into_owned())
                 }));
             }
-            let target = outputs::Target { build: &build, sessions: &sessions, recording };
+            verify::warn(&build, &request.frontend_attrs, &outcome);
+            let target = outputs::Target {
+                build: &build,
+                sessions: &sessions,
+                recording,
+                metadata: &outcome.metadata,
+            };
             let mut response =
                 outputs::export(&target, &results, outcome.multi_platform, &exporters)
                     .boxed()

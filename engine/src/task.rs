@@ -33,6 +33,11 @@ impl Task {
         Self { progress: progress.clone(), digest, ended: false.into() }
     }
 
+    /// Returns what identifies the work in progress.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
     /// Names a part of the work that is done.
     pub fn status(&self, id: &str) {
         self.moved(id, 0, 0, true);

@@ -69,6 +69,7 @@ pub async fn assemble(
         let text = "cannot export attestations with \"oci-mediatypes=false\"";
         return Err(ExportError::Invalid(text.into()));
     }
+    options.annotations.check(results, is_index)?;
     let (mut entries, mut attestations, mut written) = (vec![], vec![], vec![]);
     let mut config = None;
     for result in results {
@@ -98,10 +99,11 @@ pub async fn assemble(
         schema_version: 2,
         media_type: Some(media_type.clone()),
         manifests: entries,
-        annotations: options.index_annotations.clone(),
+        annotations: options.annotations.index.clone(),
     };
     let store = store.clone();
-    let target = blocking::run(move || store.put(media_type, &to_bytes(&index))).await?;
+    let mut target = blocking::run(move || store.put(media_type, &to_bytes(&index))).await?;
+    target.annotations.clone_from(&options.annotations.index_descriptor);
     written.push(("manifest list", target.digest.clone()));
     Ok(Assembled { target, config: None, written })
 }
@@ -136,7 +138,8 @@ fn write_image(
         };
         attestation = Some(manifest::write(store, &all, target, options.is_artifact())?);
     }
-    let entry = Descriptor { platform: Some(result.platform.clone()), ..entry };
+    let annotations = options.annotations.manifest_descriptor(&result.platform);
+    let entry = Descriptor { platform: Some(result.platform.clone()), annotations, ..entry };
     Ok(Written { entry, config, attestation })
 }
 
@@ -197,7 +200,7 @@ fn write_manifest(
         config: config_descriptor.clone(),
         layers: layers.iter().map(|layer| layer.descriptor.clone()).collect(),
         subject: None,
-        annotations: options.annotations.clone(),
+        annotations: options.annotations.manifest(&result.platform),
     };
     let descriptor = store.put(manifest_type, &to_bytes(&manifest))?;
     Ok((descriptor, config_descriptor))

@@ -3,6 +3,7 @@
 //! [`image::assemble`] turns a build's results into a manifest or an index in the content store; the other exporters
 //! write what the store holds somewhere else.
 
+pub mod annotations;
 pub mod attestation;
 pub mod error;
 pub mod files;

@@ -7,6 +7,7 @@ use slipway_spec::media_type::Compression;
 use slipway_spec::{ImageReference, ReferenceError};
 use slipway_store::pack::BlobOptions;
 
+use crate::annotations::Annotations;
 use crate::error::{ExportError, Result};
 use crate::image::PlatformResult;
 
@@ -25,10 +26,8 @@ pub struct ImageOptions {
     pub insecure: bool,
     /// How layers are compressed.
     pub blobs: BlobOptions,
-    /// Annotations of every manifest.
-    pub annotations: BTreeMap<String, String>,
-    /// Annotations of the index.
-    pub index_annotations: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: Annotations,
     /// Whether what belongs into images alone is reason enough for an index; `None` leaves that to the kind of output.
     pub attestation_inline: Option<bool>,
     /// Whether what is said of an image is an artifact rather than something like an image; `None` is where the media
@@ -106,14 +105,7 @@ impl ImageOptions {
                 // Ignored by BuildKit for years.
                 "buildinfo-attrs" => {}
                 other => {
-                    if let Some(name) = other
-                        .strip_prefix("annotation.")
-                        .or_else(|| other.strip_prefix("annotation-manifest."))
-                    {
-                        options.annotations.insert(name.into(), value.clone());
-                    } else if let Some(name) = other.strip_prefix("annotation-index.") {
-                        options.index_annotations.insert(name.into(), value.clone());
-                    } else {
+                    if !options.annotations.read(other, value)? {
                         return Err(invalid("this option is not supported yet"));
                     }
                 }
@@ -150,9 +142,7 @@ impl ImageOptions {
                     .into(),
             ));
         }
-        if options.blobs.docker
-            && !(options.annotations.is_empty() && options.index_annotations.is_empty())
-        {
+        if options.blobs.docker && !options.annotations.is_empty() {
             return Err(ExportError::Invalid("annotations need oci-mediatypes=true".into()));
         }
         Ok(options)
@@ -199,6 +189,8 @@ mod tests {
             &[("rewrite-timestamp", "true")],
             &[("name", "UPPER")],
             &[("tar", "false")],
+            &[("annotation-layer.a", "b")],
+            &[("annotation.a", "b"), ("oci-mediatypes", "false")],
             &[("store", "maybe")],
             &[("attestation-inline", "maybe")],
             &[("oci-artifact", "maybe")],

@@ -174,7 +174,13 @@ async fn several_platforms_give_an_index() {
     let room = Room::new();
     let results =
         [room.result("linux/amd64", &[("a", "one")]), room.result("linux/arm/v7", &[("a", "two")])];
-    let attrs = [("annotation-index.k", "v"), ("annotation.m", "w")];
+    let attrs = [
+        ("annotation-index.k", "v"),
+        ("annotation.m", "w"),
+        ("annotation[linux/amd64].x", "y"),
+        ("annotation-manifest-descriptor[linux/arm/v7].d", "e"),
+        ("annotation-index-descriptor.t", "u"),
+    ];
     let assembled =
         assemble(&room.store, &results, true, &options(&attrs), Some(EPOCH)).await.unwrap();
     assert_eq!((&assembled.target.media_type, &assembled.config), (&MediaType::OCI_INDEX, &None));
@@ -186,7 +192,20 @@ async fn several_platforms_give_an_index() {
     assert_eq!(index.annotations, BTreeMap::from([("k".into(), "v".into())]));
     let manifest = room.manifest(&index.manifests[1]);
     assert_eq!(manifest.annotations, BTreeMap::from([("m".into(), "w".into())]));
+    assert_eq!(room.manifest(&index.manifests[0]).annotations["x"], "y");
+    let entries: Vec<_> = index.manifests.iter().map(|entry| entry.annotations.len()).collect();
+    assert_eq!((entries, &index.manifests[1].annotations["d"]), (vec![0, 1], &"e".into()));
+    assert_eq!(assembled.target.annotations, BTreeMap::from([("t".into(), "u".into())]));
     assert_eq!(room.config(&manifest).architecture, "arm");
+    for (attr, why) in [
+        ("annotation[linux/s390x].a", "no platform linux/s390x found in source"),
+        ("annotation-index.a", "index annotations not supported for single platform export"),
+    ] {
+        let one = &results[..1];
+        let refused = assemble(&room.store, one, false, &options(&[(attr, "b")]), None).await;
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
     // One platform of a build for several is an index all the same.
     let one = assemble(&room.store, &results[..1], true, &options(&[]), Some(EPOCH)).await.unwrap();
     assert_eq!(one.target.media_type, MediaType::OCI_INDEX);

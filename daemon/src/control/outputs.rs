@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
+use bytes::Bytes;
 use serde_json::Value;
 use slipway_engine::exporter::image::response;
 use slipway_engine::exporter::{Assembled, ExportError, FileOptions, ImageOptions, PlatformResult};
@@ -25,6 +26,8 @@ pub(super) struct Target<'a> {
     pub(super) build: &'a Build,
     pub(super) sessions: &'a SessionGroup,
     pub(super) recording: Option<&'a Recording>,
+    /// What the frontend says of the result.
+    pub(super) metadata: &'a BTreeMap<String, Bytes>,
 }
 
 /// Returns the time of what a build makes, in seconds since 1970, where the client sets it.
@@ -65,6 +68,9 @@ pub(super) async fn export(
             ["dest", "context", "source-date-epoch", "prefer-image-digest", "buildinfo-attrs"]
         {
             attrs.remove(name);
+        }
+        if ["image", "oci", "docker"].contains(&exporter.r#type.as_str()) {
+            target.complete(&mut attrs);
         }
         let mut result = BuildResult::default();
         match exporter.r#type.as_str() {
@@ -126,6 +132,19 @@ pub(super) async fn export(
 }
 
 impl Target<'_> {
+    /// Adds what the frontend says of an image, where the client leaves that open.
+    fn complete(&self, attrs: &mut BTreeMap<String, String>) {
+        let text = |value: &Bytes| String::from_utf8_lossy(value).into_owned();
+        if let Some(name) = self.metadata.get("image.name")
+            && attrs.get("name").is_some_and(|asked| asked == "*")
+        {
+            attrs.insert("name".into(), text(name));
+        }
+        for (key, value) in self.metadata.iter().filter(|(key, _)| key.starts_with("annotation")) {
+            attrs.entry(key.clone()).or_insert_with(|| text(value));
+        }
+    }
+
     async fn make(
         &self,
         results: &[PlatformResult],
