@@ -332,14 +332,26 @@ impl<F: Future> Future for Impatient<F> {
 #[tokio::test]
 async fn a_build_that_leaves_at_any_moment_takes_nothing_away() {
     let graph = graph();
+    // How far a build gets in so many polls is for the machine to say: not every round has a step executed again.
+    for _ in 0..10 {
+        if leave_at_any_moment(&graph).await > 3 {
+            return;
+        }
+    }
+    panic!("no step was ever executed again by who stayed");
+}
+
+/// Has one of two builds leave, a little later each time, until it does not any more. Returns the most steps that were
+/// executed.
+async fn leave_at_any_moment(graph: &State) -> usize {
     let mut runs = 0;
     for polls in 0.. {
         let process = Process::new();
-        let leaving = async { Impatient(Box::pin(process.build(&graph)), polls).await.is_some() };
+        let leaving = async { Impatient(Box::pin(process.build(graph)), polls).await.is_some() };
         let staying = async {
             // The one that leaves is the first everywhere.
             tokio::task::yield_now().await;
-            process.build(&graph).await
+            process.build(graph).await
         };
         let (left, stayed) = tokio::join!(leaving, staying);
         assert!(stayed.layers().len() >= 5, "after {polls} polls");
@@ -354,7 +366,7 @@ async fn a_build_that_leaves_at_any_moment_takes_nothing_away() {
             break;
         }
     }
-    assert!(runs > 3, "a step was executed again by who stayed");
+    runs
 }
 
 #[tokio::test]
