@@ -90,13 +90,12 @@ impl Build {
             let platform = multi_platform.then_some(&result.platform);
             let scope = self.scope().find(edge);
             let scope = scope.as_ref().unwrap_or_else(|| self.scope());
-            let mut materials = self.job().materials(edge).await?;
             // A request for the source of a graph, such as a Dockerfile, gave no part of the result and yet decided it.
-            for other in scope.results() {
-                if other.is_used() && !edges.iter().any(|edge| scope::same(edge, &other)) {
-                    materials.merge(self.job().materials(&other).await?);
-                }
-            }
+            let mut others = scope.results();
+            others.retain(|other| {
+                other.is_used() && !edges.iter().any(|edge| scope::same(edge, other))
+            });
+            let mut materials = self.job().materials(std::iter::once(edge).chain(&others)).await?;
             let images = scope.images();
             let images = match platform {
                 Some(platform) => of_platform(images, platform, &platforms),

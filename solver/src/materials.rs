@@ -124,12 +124,6 @@ impl Materials {
         }
     }
 
-    fn add_local(&mut self, name: &str) {
-        if !self.locals.iter().any(|known| known == name) {
-            self.locals.push(name.to_owned());
-        }
-    }
-
     /// Adds a secret.
     pub(crate) fn add_secret(&mut self, id: &str, optional: bool) {
         add_use(&mut self.secrets, id, optional);
@@ -162,20 +156,10 @@ impl Materials {
 
     /// Adds a folder of the client.
     pub(crate) fn add_folder(&mut self, identifier: &str) {
-        self.add_local(identifier.trim_start_matches("local://"));
-    }
-
-    /// Adds everything of another result.
-    pub fn merge(&mut self, other: Self) {
-        other.images.into_iter().for_each(|image| self.add_image(image));
-        other.blobs.into_iter().for_each(|blob| self.add_blob(blob));
-        other.git.into_iter().for_each(|git| self.add_git(git));
-        other.http.into_iter().for_each(|http| self.add_http(http));
-        other.locals.iter().for_each(|name| self.add_local(name));
-        other.secrets.iter().for_each(|used| self.add_secret(&used.id, used.optional));
-        other.ssh.iter().for_each(|used| self.add_ssh(&used.id, used.optional));
-        self.network |= other.network;
-        self.incomplete |= other.incomplete;
+        let name = identifier.trim_start_matches("local://");
+        if !self.locals.iter().any(|known| known == name) {
+            self.locals.push(name.to_owned());
+        }
     }
 
     /// Puts everything in an order that says nothing of how it was found.

@@ -24,26 +24,22 @@ pub(crate) struct Steps {
 impl Steps {
     /// Puts the vertices of a graph in order. The last one does nothing but name the result.
     pub(crate) fn of(definition: &Definition) -> Result<Self, DefinitionError> {
-        let Some(last) = definition.ops.last() else { return Ok(Self::default()) };
-        let (head, index) = definition.head()?;
-        let index = i64::try_from(index).unwrap_or(i64::MAX);
-        let result = pb::Op {
-            inputs: vec![pb::Input { digest: head.to_string(), index }],
-            ..pb::Op::default()
-        };
-        let last = Digest::of(last);
-        let mut ops: HashMap<String, (Digest, pb::Op)> = definition
+        if definition.ops.is_empty() {
+            return Ok(Self::default());
+        }
+        let last = definition.last()?;
+        let last_name = last.0.to_string();
+        let ops: HashMap<String, (Digest, pb::Op)> = definition
             .vertices()?
             .into_iter()
+            .chain([last])
             .map(|(digest, op)| (digest.to_string(), (digest, op)))
             .collect();
-        ops.insert(last.to_string(), (last.clone(), result));
 
         let mut order: Vec<&str> = vec![];
         let mut places: BTreeMap<Digest, usize> = BTreeMap::new();
-        let last = last.to_string();
         // Depth first, what a step needs before the step; without recursion, as graphs may be deep.
-        let mut todo = vec![(last.as_str(), false)];
+        let mut todo = vec![(last_name.as_str(), false)];
         let mut seen = std::collections::HashSet::new();
         while let Some((digest, is_done)) = todo.pop() {
             let Some((key, op)) = ops.get(digest) else { continue };

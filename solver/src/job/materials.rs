@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use slipway_spec::Digest;
 use slipway_spec::llb::pb::SourceOp;
 use slipway_spec::llb::pb::op::Op;
-
-use slipway_spec::Digest;
 use slipway_store::snapshot::Snapshot;
 
 use super::Job;
@@ -17,13 +16,13 @@ use crate::source::file::BlobPlace;
 use crate::source::{Found, Outside, outside};
 
 impl Job {
-    /// Tells what a result is made from. Sources that nobody has needed yet are asked for what they are.
+    /// Tells what results are made from, taken together. Sources that nobody has needed yet are asked for what they are.
     ///
     /// # Errors
     /// When a source cannot be found.
-    pub async fn materials(&self, edge: &Edge) -> Result<Materials> {
+    pub async fn materials(&self, edges: impl IntoIterator<Item = &Edge>) -> Result<Materials> {
         let mut materials = Materials::default();
-        for vertex in vertices(edge) {
+        for vertex in vertices(edges) {
             match &vertex.op {
                 Op::Source(source) => self.add_source(&mut materials, &vertex, source).await?,
                 Op::Exec(exec) => materials.add_exec(exec),
@@ -38,7 +37,7 @@ impl Job {
     /// Returns what steps of a result gave, as far as solving it has come across that, by vertex and output.
     pub fn known_results(&self, edge: &Edge) -> Vec<(Digest, usize, Snapshot)> {
         let mut known = vec![];
-        for vertex in vertices(edge) {
+        for vertex in vertices([edge]) {
             if let Some(Ok(results)) = vertex.results.get() {
                 let results = results.iter().enumerate().filter(|(_, it)| !it.layers.is_empty());
                 known.extend(results.map(|(at, it)| (vertex.digest.clone(), at, it.clone())));
@@ -94,15 +93,17 @@ impl Job {
     }
 }
 
-/// Lists all that a result needs, each once.
-fn vertices(edge: &Edge) -> Vec<Arc<Vertex>> {
+/// Lists all that results need, each once: first what the first one needs.
+fn vertices<'a>(edges: impl IntoIterator<Item = &'a Edge>) -> Vec<Arc<Vertex>> {
     let mut all: Vec<Arc<Vertex>> = vec![];
-    let mut todo = vec![edge.vertex.clone()];
     let mut seen = HashSet::new();
-    while let Some(vertex) = todo.pop() {
-        if seen.insert(Arc::as_ptr(&vertex)) {
-            todo.extend(vertex.inputs().map(|edge| edge.vertex.clone()));
-            all.push(vertex);
+    for edge in edges {
+        let mut todo = vec![edge.vertex.clone()];
+        while let Some(vertex) = todo.pop() {
+            if seen.insert(Arc::as_ptr(&vertex)) {
+                todo.extend(vertex.inputs().map(|edge| edge.vertex.clone()));
+                all.push(vertex);
+            }
         }
     }
     all

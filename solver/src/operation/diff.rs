@@ -1,7 +1,6 @@
 //! What leads from one file system to another that was not made on top of it.
 
 use slipway_store::snapshot::Snapshot;
-use slipway_store::tree::scan::digest_file;
 use slipway_store::tree::{Content, Entry, Kind};
 use slipway_store::{Result, Store};
 
@@ -18,7 +17,7 @@ pub(crate) fn between(
     let before = store.view(&lower.layers)?.flatten()?;
     let after = store.view(&upper.layers)?.flatten()?;
     let mut changes = store.view(&lower.layers)?;
-    let mut buffer = vec![0; 128 * 1024];
+    let mut buffer = vec![];
     let mut gone: Option<Vec<u8>> = None;
     for (path, _) in before.iter() {
         let below_gone = gone.as_ref().is_some_and(|gone| {
@@ -62,7 +61,7 @@ fn has_file_above(tree: &slipway_store::tree::Tree, path: &[u8]) -> bool {
     false
 }
 
-fn is_same(one: &Entry, other: &Entry, buffer: &mut [u8]) -> Result<bool> {
+fn is_same(one: &Entry, other: &Entry, buffer: &mut Vec<u8>) -> Result<bool> {
     let looks = |entry: &Entry| (entry.mode, entry.uid, entry.gid, entry.mtime);
     if looks(one) != looks(other) || one.xattrs != other.xattrs {
         return Ok(false);
@@ -77,22 +76,13 @@ fn is_same(one: &Entry, other: &Entry, buffer: &mut [u8]) -> Result<bool> {
     })
 }
 
-fn is_same_content(one: &Content, other: &Content, buffer: &mut [u8]) -> Result<bool> {
+fn is_same_content(one: &Content, other: &Content, buffer: &mut Vec<u8>) -> Result<bool> {
     if let (Content::Host { path: one, .. }, Content::Host { path: other, .. }) = (one, other)
         && one == other
     {
         return Ok(true);
     }
-    Ok(digest(one, buffer)? == digest(other, buffer)?)
-}
-
-fn digest(content: &Content, buffer: &mut [u8]) -> Result<[u8; 32]> {
-    use sha2::Digest as _;
-    match content {
-        Content::Inline(bytes) => Ok(sha2::Sha256::digest(bytes).into()),
-        Content::Host { digest: Some(digest), .. } | Content::Part { digest, .. } => Ok(*digest),
-        Content::Host { path, digest: None } => digest_file(path, buffer),
-    }
+    Ok(one.digest(buffer)? == other.digest(buffer)?)
 }
 
 #[cfg(test)]

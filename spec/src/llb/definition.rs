@@ -103,14 +103,26 @@ impl Definition {
         self.ops[..count].iter().enumerate().map(decode).collect()
     }
 
-    /// Returns the vertex and output that the definition stands for.
-    pub fn head(&self) -> Result<(Digest, usize), DefinitionError> {
+    /// Decodes the last op, which does nothing but name the result. Its digest is that of its bytes.
+    pub fn last(&self) -> Result<(Digest, pb::Op), DefinitionError> {
+        let (bytes, op) = self.decode_last()?;
+        Ok((Digest::of(bytes), op))
+    }
+
+    fn decode_last(&self) -> Result<(&[u8], pb::Op), DefinitionError> {
         let [_, .., last] = self.ops.as_slice() else {
             return Err(DefinitionError::TooShort(self.ops.len()));
         };
         let position = self.ops.len() - 1;
         let op = pb::Op::decode(last.as_slice())
             .map_err(|e| undecodable(&format!("op {position}"), &e))?;
+        Ok((last, op))
+    }
+
+    /// Returns the vertex and output that the definition stands for.
+    pub fn head(&self) -> Result<(Digest, usize), DefinitionError> {
+        let position = self.ops.len().saturating_sub(1);
+        let (_, op) = self.decode_last()?;
         let input = op.inputs.first().ok_or(DefinitionError::NoHead)?;
         let index = usize::try_from(input.index)
             .map_err(|_| DefinitionError::NegativeIndex { op: position, index: input.index })?;

@@ -250,10 +250,10 @@ impl Contents {
         let present = present(&folder)?;
         // Nothing was waited for to reach the disk: what was written before the machine stopped may not be there.
         let trusted = index.boot == boot;
-        let mut buffer = vec![0; 128 * 1024];
+        let mut kept_bytes = KeptBytes::new(&folder);
         index.retain(|kept| {
             present.contains(&kept.place.object)
-                && (trusted || kept_digest(&folder, kept, &mut buffer) == Some(kept.digest))
+                && (trusted || kept_bytes.digest(kept) == Some(kept.digest))
         });
         index.boot = boot;
         let named: HashSet<u64> = index.iter().map(|kept| kept.place.object).collect();
@@ -288,25 +288,32 @@ impl Contents {
         let mut state = lock(&self.state);
         let path = || object_path(&self.folder, place.object);
         let known = state.lent.get(&place.object);
-        let Some(offset) = place.offset else {
-            let path = match known {
-                Some(Lent::Whole(path)) => path.upgrade(),
-                _ => None,
+        match place.offset {
+            None => {
+                let known = match known {
+                    Some(Lent::Whole(path)) => path.upgrade(),
+                    _ => None,
+                };
+                let path = known.unwrap_or_else(|| {
+                    let path: Arc<Path> = path().into();
+                    state.lent.insert(place.object, Lent::Whole(Arc::downgrade(&path)));
+                    path
+                });
+                Content::Host { path, digest: Some(digest) }
             }
-            .unwrap_or_else(|| path().into());
-            state.lent.insert(place.object, Lent::Whole(Arc::downgrade(&path)));
-            return Content::Host { path, digest: Some(digest) };
-        };
-        let file = match known {
-            Some(Lent::Pack(file)) => file.upgrade(),
-            _ => None,
-        };
-        if let Some(file) = file {
-            return Content::Part { file, offset, digest };
+            Some(offset) => {
+                let known = match known {
+                    Some(Lent::Pack(file)) => file.upgrade(),
+                    _ => None,
+                };
+                let file = known.unwrap_or_else(|| {
+                    let file = Arc::new(PartFile::new(path()));
+                    state.lent.insert(place.object, Lent::Pack(Arc::downgrade(&file)));
+                    file
+                });
+                Content::Part { file, offset, digest }
+            }
         }
-        let file = Arc::new(PartFile::new(path()));
-        state.lent.insert(place.object, Lent::Pack(Arc::downgrade(&file)));
-        Content::Part { file, offset, digest }
     }
 
     /// Tells whether a transfer runs or a tree refers to files.
@@ -490,13 +497,29 @@ impl Lender {
     }
 }
 
-/// Computes the digest of what is kept of a file.
-fn kept_digest(folder: &Path, kept: &Kept<&[u8]>, buffer: &mut [u8]) -> Option<[u8; 32]> {
-    let path = object_path(folder, kept.place.object);
-    let Some(offset) = kept.place.offset else { return digest_file(&path, buffer).ok() };
-    let mut bytes = vec![0; usize::try_from(kept.stamp.size).ok()?];
-    PartFile::new(path).read(offset, &mut bytes).ok()?;
-    Some(Sha256::digest(&bytes).into())
+/// Reads what is kept of files, one after the other.
+struct KeptBytes<'a> {
+    folder: &'a Path,
+    buffer: Vec<u8>,
+    /// Opened once for all that is in them.
+    packs: HashMap<u64, PartFile>,
+}
+
+impl<'a> KeptBytes<'a> {
+    fn new(folder: &'a Path) -> Self {
+        Self { folder, buffer: vec![0; 128 * 1024], packs: HashMap::new() }
+    }
+
+    /// Computes the digest of what is kept of a file.
+    fn digest(&mut self, kept: &Kept<&[u8]>) -> Option<[u8; 32]> {
+        let Place { object, offset } = kept.place;
+        let path = || object_path(self.folder, object);
+        let Some(offset) = offset else { return digest_file(&path(), &mut self.buffer).ok() };
+        let pack = self.packs.entry(object).or_insert_with(|| PartFile::new(path()));
+        let mut bytes = vec![0; usize::try_from(kept.stamp.size).ok()?];
+        pack.read(offset, &mut bytes).ok()?;
+        Some(Sha256::digest(&bytes).into())
+    }
 }
 
 fn object_path(folder: &Path, object: u64) -> PathBuf {

@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use slipway_spec::Digest;
 use slipway_spec::llb::json::Form;
-use slipway_spec::llb::{Definition, DefinitionError, pb};
+use slipway_spec::llb::{Definition, DefinitionError};
 
 /// Describes a graph; `None` is the empty one.
 ///
@@ -16,19 +15,9 @@ pub(super) fn describe(definition: Option<&Definition>) -> Result<Value, Definit
     let Some(definition) = definition else {
         return Ok(json!({ "def": {}, "metadata": null, "source": {} }));
     };
-    let mut steps: BTreeMap<String, Value> = definition
-        .vertices()?
-        .iter()
-        .map(|(digest, op)| (digest.to_string(), Form::Protobuf.step(op)))
-        .collect();
-    // What comes last does nothing but name the result.
-    if let Some(last) = definition.ops.last() {
-        let (digest, index) = definition.head()?;
-        let index = i64::try_from(index).unwrap_or(i64::MAX);
-        let head = pb::Input { digest: digest.to_string(), index };
-        let op = pb::Op { inputs: vec![head], ..pb::Op::default() };
-        steps.insert(Digest::of(last).to_string(), Form::Protobuf.step(&op));
-    }
+    let ops = definition.vertices()?.into_iter().chain([definition.last()?]);
+    let steps: BTreeMap<String, Value> =
+        ops.map(|(digest, op)| (digest.to_string(), Form::Protobuf.step(&op))).collect();
     let metadata: BTreeMap<String, Value> = definition
         .metadata
         .iter()
