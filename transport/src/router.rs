@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -27,6 +27,9 @@ const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// What may be on its way to us in one connection. Half of it is what small messages that wait may cost, at 256 bytes each,
 /// before a connection is taken for an attack: enough for a stream full of them.
 const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+
+/// What is read from a connection at once. Without this it is 8 KiB, and a client that sends files makes as many wake-ups.
+const AT_ONCE: usize = 128 * 1024;
 
 /// Calls at the same time on one connection.
 const STREAMS: u32 = 4096;
@@ -109,7 +112,7 @@ impl Router {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEADER_BYTES)
-            .serve_connection(TokioIo::new(io), service);
+            .serve_connection(TokioIo::new(BufReader::with_capacity(AT_ONCE, io)), service);
         tokio::pin!(connection);
         tokio::select! {
             ended = &mut connection => return ended,

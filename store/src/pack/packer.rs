@@ -86,7 +86,7 @@ struct Prefix {
 const HELD: usize = 8;
 
 /// Part of the key of each segment; raised when the compressor would give other bytes.
-const COMPRESSOR: &[u8] = b"libdeflate 1.26, stored if poor ";
+const COMPRESSOR: &[u8] = b"libdeflate 1.26, noise stored ";
 
 impl Packer {
     pub(super) fn new(store: &Store, options: &BlobOptions) -> Result<Self> {

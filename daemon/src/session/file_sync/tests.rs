@@ -344,7 +344,8 @@ async fn a_slow_disk_makes_the_client_wait() {
         });
     });
     got.recv().unwrap();
-    writer.whole(Arrived { id: 0, keep: None }, vec![Bytes::from_static(b"x")]).await.unwrap();
+    writer.piece(0, Bytes::from_static(b"x")).await.unwrap();
+    writer.end(Arrived { id: 0, keep: None }).await.unwrap();
     let piece = Bytes::from(vec![0; 256 * 1024]);
     let mut accepted = 0;
     while tokio::time::timeout(Duration::from_millis(200), writer.piece(1, piece.clone()))

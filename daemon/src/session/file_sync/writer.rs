@@ -26,8 +26,11 @@ pub(crate) const BUDGET: u32 = 4 << 20;
 const PACK: u64 = 32 << 20;
 /// Bytes of a pack that are written at once.
 const AT_ONCE: usize = 256 << 10;
-/// Pieces on their way; the budget is what binds, unless they are tiny.
-const PIECES: usize = 256;
+/// Jobs on their way; the budget is what binds, unless they are tiny.
+const JOBS: usize = 256;
+/// Small files go to the thread when there are so many bytes of them, or so many files: waking it for each would cost more
+/// than its work.
+const BATCH: (usize, usize) = (128 << 10, 64);
 
 /// A file that arrived.
 #[derive(Debug)]
@@ -51,8 +54,8 @@ pub(crate) struct Written {
 
 #[derive(Debug)]
 enum Job {
-    /// All of a small file.
-    Whole { file: Arrived, bytes: Vec<Bytes>, hold: Option<OwnedSemaphorePermit> },
+    /// All of some small files.
+    Whole { files: Vec<Whole>, hold: Option<OwnedSemaphorePermit> },
     /// A piece of a large file.
     Piece { id: u32, bytes: Bytes, hold: Option<OwnedSemaphorePermit> },
     /// The end of a large file.
@@ -61,10 +64,13 @@ enum Job {
     Finish { unchanged: Vec<Kept> },
 }
 
+/// A small file and its pieces.
+type Whole = (Arrived, Vec<Bytes>);
+
 /// The way to the thread that writes.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    jobs: mpsc::Sender<Job>,
+    queue: Queue,
     budget: Arc<Semaphore>,
     thread: JoinHandle<Result<Vec<Written>, Error>>,
 }
@@ -72,22 +78,28 @@ pub(crate) struct Writer {
 impl Writer {
     /// Starts writing for a transfer that selected `scope`.
     pub(crate) fn start(transfer: Transfer, scope: u64) -> Self {
-        let (jobs, queue) = mpsc::channel(PIECES);
+        let (jobs, queue) = mpsc::channel(JOBS);
         let work = move || {
             let (parts, written, kept) = (HashMap::new(), vec![], vec![]);
             Work { transfer, scope, pack: None, parts, written, kept }.run(queue)
         };
         Self {
-            jobs,
+            queue: Queue { jobs, batch: vec![], bytes: 0 },
             budget: Arc::new(Semaphore::new(BUDGET as usize)),
             thread: tokio::spawn(blocking::run(work)),
         }
     }
 
-    /// Writes a small file. Fails when the writer has ended, see [`finish`](Self::finish).
-    pub(crate) async fn whole(&self, file: Arrived, bytes: Vec<Bytes>) -> Result<(), Gone> {
-        let hold = self.hold(bytes.iter().map(Bytes::len).sum()).await;
-        self.send(Job::Whole { file, bytes, hold }).await
+    /// Writes a small file, together with others. Fails when the writer has ended, see [`finish`](Self::finish).
+    pub(crate) async fn whole(&mut self, file: Arrived, bytes: Vec<Bytes>) -> Result<(), Gone> {
+        self.queue.bytes += bytes.iter().map(Bytes::len).sum::<usize>();
+        self.queue.batch.push((file, bytes));
+        if self.queue.bytes < BATCH.0 && self.queue.batch.len() < BATCH.1 {
+            return Ok(());
+        }
+        let hold = self.hold(self.queue.bytes).await;
+        let job = self.queue.take(hold);
+        self.send(job).await
     }
 
     /// Writes the next piece of a large file.
@@ -102,9 +114,12 @@ impl Writer {
     }
 
     /// Ends a transfer in which everything arrived.
-    pub(crate) async fn finish(self, unchanged: Vec<Kept>) -> Result<Vec<Written>, Error> {
-        // Should the writer have ended, then with the error that comes below.
-        let _: Result<(), Gone> = self.send(Job::Finish { unchanged }).await;
+    pub(crate) async fn finish(mut self, unchanged: Vec<Kept>) -> Result<Vec<Written>, Error> {
+        let hold = self.hold(self.queue.bytes).await;
+        for job in [self.queue.take(hold), Job::Finish { unchanged }] {
+            // Should the writer have ended, then with the error that comes below.
+            let _: Result<(), Gone> = self.send(job).await;
+        }
         self.join().await
     }
 
@@ -117,7 +132,7 @@ impl Writer {
     }
 
     async fn join(self) -> Result<Vec<Written>, Error> {
-        drop(self.jobs);
+        drop(self.queue);
         self.thread.await.unwrap_or_else(|stopped| {
             Err(Error::new(ErrorKind::Io, "the program is ending").because(stopped))
         })
@@ -130,7 +145,33 @@ impl Writer {
     }
 
     async fn send(&self, job: Job) -> Result<(), Gone> {
-        self.jobs.send(job).await.map_err(|_| Gone)
+        self.queue.jobs.send(job).await.map_err(|_| Gone)
+    }
+}
+
+/// What is sent to the thread, and what is to be sent.
+#[derive(Debug)]
+struct Queue {
+    jobs: mpsc::Sender<Job>,
+    batch: Vec<Whole>,
+    /// How many bytes the batch has.
+    bytes: usize,
+}
+
+impl Queue {
+    fn take(&mut self, hold: Option<OwnedSemaphorePermit>) -> Job {
+        self.bytes = 0;
+        Job::Whole { files: std::mem::take(&mut self.batch), hold }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if !self.batch.is_empty() {
+            let job = self.take(None);
+            // Where the disk is that far behind, these files have to come again the next time.
+            self.jobs.try_send(job).ok();
+        }
     }
 }
 
@@ -203,8 +244,10 @@ impl Work {
     fn take_all(&mut self, queue: &mut mpsc::Receiver<Job>) -> Result<Option<Vec<Kept>>, Error> {
         while let Some(job) = queue.blocking_recv() {
             match job {
-                Job::Whole { file, bytes, hold } => {
-                    self.pack(file, &bytes)?;
+                Job::Whole { files, hold } => {
+                    for (file, bytes) in files {
+                        self.pack(file, &bytes)?;
+                    }
                     drop(hold);
                 }
                 Job::Piece { id, bytes, hold } => {

@@ -1,6 +1,9 @@
 //! gzip on all cores: blocks of input, each compressed as a gzip member of its own. A block ends where it has its full size
 //! or where the caller says so; a member that the caller has from before can take the place of compressing a block.
 
+mod deflate;
+mod noise;
+
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -19,7 +22,7 @@ const DEFAULT_LEVEL: i32 = 4;
 /// At the default level, a block that would not lose at least this part of its size is stored as it is: whoever unpacks it
 /// gains more time than the transfer of the rest takes.
 const WORTH: usize = 8;
-/// Smaller blocks are never stored.
+/// Smaller blocks are compressed whatever comes of it.
 const MIN_STORED: usize = 64 << 10;
 /// Blocks in flight per thread; two keep every thread busy while the oldest block is written.
 const BLOCKS_PER_THREAD: usize = 2;
@@ -233,7 +236,7 @@ impl Drop for Pool {
 #[derive(Clone, Copy)]
 struct Effort {
     level: CompressionLvl,
-    /// Whether blocks that hardly lose size are stored.
+    /// Whether what hardly loses size is stored.
     store_poor: bool,
 }
 
@@ -250,9 +253,14 @@ impl Deflater {
     }
 
     fn compress(&mut self, input: &[u8]) -> io::Result<Vec<u8>> {
+        if !self.effort.store_poor || input.len() < MIN_STORED {
+            return compress(&mut self.compressor, input);
+        }
+        if let Some(member) = noise::compress(input, &mut self.compressor) {
+            return Ok(member);
+        }
         let member = compress(&mut self.compressor, input)?;
-        let worth = member.len() <= input.len() - input.len() / WORTH;
-        if worth || !self.effort.store_poor || input.len() < MIN_STORED {
+        if member.len() <= input.len() - input.len() / WORTH {
             return Ok(member);
         }
         let storer = match &mut self.storer {
