@@ -7,7 +7,7 @@ use prost_types::Any;
 use serde_json::{Map, Value, json};
 use slipway_engine::BuildError;
 use slipway_engine::frontend::FrontendError;
-use slipway_engine::solver::{Cause, SolveError};
+use slipway_engine::solver::{Cause, FailedPart, SolveError};
 use slipway_engine::store::ErrorKind;
 use slipway_spec::llb::json::Form;
 use slipway_spec::llb::pb;
@@ -30,23 +30,35 @@ pub fn build_status(error: &BuildError) -> Status {
     }
 }
 
-/// A process that failed, with the names that a client can mount what it left by.
+/// A step that failed, with the names that a client can mount what it left by.
 #[derive(Debug)]
 pub(crate) struct Failed<'a> {
     /// What was executed, as it stands in the graph.
     pub(crate) op: &'a pb::Op,
-    /// The file systems before, by its mounts; empty where there is none.
+    /// What of it failed.
+    pub(crate) part: Option<FailedPart>,
+    /// The file systems before; empty where there is none.
     pub(crate) inputs: Vec<String>,
     /// The file systems after.
     pub(crate) mounts: Vec<String>,
 }
 
-/// Returns a failed process as a status that lets clients look into what it left.
+/// Returns a failed step as a status that lets clients look into what it left.
 pub(crate) fn failed_status(error: &SolveError, failed: &Failed<'_>) -> Status {
     let (code, message, mut details) = solve_parts(error);
-    let Failed { op, inputs, mounts } = failed;
+    let Failed { op, part, inputs, mounts } = failed;
     let op = Form::Protobuf.step(op);
-    details.push(detail("Solve", &json!({ "inputIDs": inputs, "mountIDs": mounts, "op": op })));
+    let mut solve = json!({ "inputIDs": inputs, "mountIDs": mounts, "op": op });
+    let (subject, at) = match part {
+        None => ("", 0),
+        Some(FailedPart::Action(at)) => ("file", *at),
+        Some(FailedPart::Input(at)) => ("cache", *at),
+    };
+    if !subject.is_empty() {
+        // Numbers of 64 bits are text.
+        solve[subject] = json!({ "index": at.to_string() });
+    }
+    details.push(detail("Solve", &solve));
     status(code, message, details)
 }
 
@@ -246,7 +258,6 @@ mod tests {
             command: "/bin/sh -c false".into(),
             code: 7,
             hint: String::new(),
-            left: None,
         });
         let source = pb::SourceInfo {
             filename: "Dockerfile".into(),

@@ -58,6 +58,10 @@ fn main() -> ExitCode {
         ("files_of_a_container_are_read", files_of_a_container_are_read),
         ("what_makes_no_sense_is_refused", what_makes_no_sense_is_refused),
         ("what_a_failed_step_left_can_be_looked_into", what_a_failed_step_left_can_be_looked_into),
+        (
+            "what_a_failed_file_operation_left_can_be_looked_into",
+            what_a_failed_file_operation_left_can_be_looked_into,
+        ),
         ("a_client_that_vanishes_takes_its_processes", a_client_that_vanishes_takes_its_processes),
         ("frontends_that_are_none_say_why", frontends_that_are_none_say_why),
         ("a_frontend_that_hangs_ends_with_its_client", a_frontend_that_hangs_ends_with_its_client),
@@ -534,17 +538,20 @@ fn step(script: &str) -> pb::Op {
     pb::Op { inputs, op: Some(pb::op::Op::Exec(exec)), ..pb::Op::default() }
 }
 
+/// Returns what a status tells of the step that failed.
+fn solve_detail(failed: &Status) -> serde_json::Value {
+    let details = rpc::Status::decode(failed.details()).unwrap().details;
+    let solve = details.iter().find(|any| any.type_url.ends_with("errdefs.Solve+json"));
+    serde_json::from_slice(&solve.unwrap().value).unwrap()
+}
+
 fn what_a_failed_step_left_can_be_looked_into() {
     let rig = Rig::new();
     block_on(async {
         let peer = rig.connect().await;
         let build = peer.begin("r", vec![]).await;
         let ops = vec![base(), step("echo here > /left; busybox rm /bin/stty; exit 5")];
-        let failed = build.load(ops, true).await.unwrap_err();
-        let details = rpc::Status::decode(failed.details()).unwrap().details;
-        let solve =
-            details.iter().find(|any| any.type_url.ends_with("errdefs.Solve+json")).unwrap();
-        let solve: serde_json::Value = serde_json::from_slice(&solve.value).unwrap();
+        let solve = solve_detail(&build.load(ops, true).await.unwrap_err());
         assert_eq!(solve["op"]["exec"]["mounts"][0]["dest"], "/");
         assert_eq!(solve["op"]["exec"]["meta"]["args"][0], "sh");
         let script = "cat /left; busybox test -e /bin/stty && echo stty; true";
@@ -555,6 +562,54 @@ fn what_a_failed_step_left_can_be_looked_into() {
             talk.send("1", Input::Init(init(kind, script))).await;
             assert_eq!(talk.finish(&["1"]).await["1"].stdout, seen, "{kind}");
         }
+    });
+}
+
+fn what_a_failed_file_operation_left_can_be_looked_into() {
+    let rig = Rig::new();
+    block_on(async {
+        let peer = rig.connect().await;
+        let build = peer.begin("r", vec![]).await;
+        let id = build.load(vec![base()], false).await.unwrap();
+        let see = async |name: &str, left: &str, script: &str| {
+            let mount = pb::Mount { dest: "/left".into(), result_id: left.into(), ..root(&id) };
+            build.container(name, vec![root(&id), mount]).await.unwrap();
+            let mut talk = build.talk().await;
+            talk.send("1", Input::Init(init(name, script))).await;
+            talk.finish(&["1"]).await["1"].stdout.clone()
+        };
+
+        let actions = ["/one", "/nothing/two", "/three"].map(|path| mkfile(path, "here"));
+        let ops = vec![base(), file_op(Some(0), actions.to_vec())];
+        let failed = build.load(ops, true).await.unwrap_err();
+        let solve = solve_detail(&failed);
+        assert_eq!(solve["file"]["index"], "1");
+        let left = solve["mountIDs"].as_array().unwrap();
+        assert_eq!((left.len(), &left[0], &left[2]), (3, &"".into(), &"".into()));
+        let script = "cat /left/one; busybox ls /left/bin | busybox grep -x stty";
+        assert_eq!(see("after", left[1].as_str().unwrap(), script).await, "herestty\n");
+        let before = solve["inputIDs"][0].as_str().unwrap();
+        assert_eq!(see("before", before, "busybox ls /left | busybox grep one").await, "");
+
+        // What is to be copied is looked for before anything is written.
+        let mut copy = file_op(
+            Some(0),
+            vec![pb::file_action::Action::Copy(pb::FileActionCopy {
+                src: "/nothing".into(),
+                dest: "/x".into(),
+                mode: -1,
+                timestamp: -1,
+                ..Default::default()
+            })],
+        );
+        if let Some(pb::op::Op::File(op)) = &mut copy.op {
+            (op.actions[0].input, op.actions[0].secondary_input) = (-1, 0);
+        }
+        let solve = solve_detail(&build.load(vec![base(), copy], true).await.unwrap_err());
+        assert_eq!(solve["cache"]["index"], "0");
+        assert_eq!(solve["mountIDs"], serde_json::json!([]));
+        let read = solve["inputIDs"][0].as_str().unwrap();
+        assert_eq!(see("read", read, "busybox ls /left/bin/stty").await, "/left/bin/stty\n");
     });
 }
 

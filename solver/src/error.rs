@@ -7,7 +7,7 @@ use slipway_spec::llb::{DefinitionError, pb};
 use slipway_store::registry::RegistryError;
 
 use crate::executor::ExecError;
-use crate::operation::exec::left::Left;
+use crate::operation::left::Left;
 
 /// A failed step. Cheap to clone: everyone who waited for the step gets the same error.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -17,6 +17,8 @@ pub struct SolveError {
     pub vertex: Option<FailedVertex>,
     /// Why.
     pub cause: Arc<Cause>,
+    /// What the step left behind, where somebody may want to look into it.
+    pub left: Option<Arc<Left>>,
 }
 
 /// The step that failed.
@@ -44,8 +46,6 @@ pub enum Cause {
         code: i32,
         /// What may help, or nothing.
         hint: String,
-        /// What it left behind, where somebody may want to look into it.
-        left: Option<Arc<Left>>,
     },
     /// A process could not be started.
     #[error("cannot run {command:?}: {error}")]
@@ -54,8 +54,6 @@ pub enum Cause {
         command: String,
         /// Why.
         error: ExecError,
-        /// What it was to run on, where somebody may want to look into it.
-        left: Option<Arc<Left>>,
     },
     /// A path that a step reads is not there.
     #[error("{0}")]
@@ -95,7 +93,7 @@ pub enum Cause {
 
 impl<C: Into<Cause>> From<C> for SolveError {
     fn from(cause: C) -> Self {
-        Self { vertex: None, cause: Arc::new(cause.into()) }
+        Self { vertex: None, cause: Arc::new(cause.into()), left: None }
     }
 }
 
@@ -105,6 +103,12 @@ impl SolveError {
     pub(crate) fn at(mut self, vertex: impl FnOnce() -> FailedVertex) -> Self {
         self.vertex.get_or_insert_with(vertex);
         self
+    }
+
+    /// Says what the step left behind.
+    #[must_use]
+    pub(crate) fn leaving(self, left: Left) -> Self {
+        Self { left: Some(Arc::new(left)), ..self }
     }
 
     /// Gives the step that is to blame a place in what the user wrote, unless it has one.

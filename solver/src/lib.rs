@@ -33,7 +33,7 @@ pub use operation::exec::StepFolders;
 pub use operation::exec::container::{
     Container, ContainerMount, ContainerProcess, ContainerRequest,
 };
-pub use operation::exec::left::{Base, Left, LeftFolders};
+pub use operation::left::{Base, FailedPart, Left, LeftFolders};
 
 /// Makes the folders of a process on top of layers, outside any build.
 ///

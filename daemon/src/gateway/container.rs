@@ -9,7 +9,7 @@ use bytes::Bytes;
 use slipway_engine::container::RunError;
 use slipway_engine::solver::executor::{Process, ProcessHandle};
 use slipway_engine::solver::{
-    Base, Cause, Container, ContainerMount, ContainerProcess, ContainerRequest, Left, SolveError,
+    Base, Container, ContainerMount, ContainerProcess, ContainerRequest, Left, SolveError,
 };
 use slipway_engine::store::blocking;
 use slipway_engine::store::tree;
@@ -232,20 +232,15 @@ impl Gateway {
 
     /// Returns a failed step as a status. What the step left can be mounted in containers by the names in it.
     pub(super) fn failed(&self, error: &SolveError) -> Status {
-        let left = match &*error.cause {
-            Cause::Exit { left, .. } | Cause::Start { left, .. } => left.as_ref(),
-            _ => None,
-        };
-        let Some(left) = left else { return solve_status(error) };
-        let Left { op, inputs, mounts } = &**left;
+        let Some(left) = error.left.as_deref() else { return solve_status(error) };
+        let Left { op, part, inputs, mounts } = left;
         let (inputs, mounts) = (self.name_all(inputs), self.name_all(mounts));
         let digest = error.vertex.as_ref().map(|vertex| &vertex.digest);
         // What the solver had of it may have been changed by then.
-        let op = digest.and_then(|digest| self.operation(digest)).unwrap_or_else(|| pb::Op {
-            op: Some(pb::op::Op::Exec(op.clone())),
-            ..pb::Op::default()
-        });
-        failed_status(error, &Failed { op: &op, inputs, mounts })
+        let op = digest
+            .and_then(|digest| self.operation(digest))
+            .unwrap_or_else(|| pb::Op { op: Some(op.clone()), ..pb::Op::default() });
+        failed_status(error, &Failed { op: &op, part: *part, inputs, mounts })
     }
 
     fn name_all(&self, bases: &[Option<Base>]) -> Vec<String> {

@@ -5,7 +5,7 @@ use super::key::output_key;
 use crate::error::Result;
 use crate::graph::Edge;
 use crate::operation::exec::container::{Container, ContainerRequest};
-use crate::operation::exec::left::Base;
+use crate::operation::left::Base;
 
 use slipway_store::result::ResultKey;
 

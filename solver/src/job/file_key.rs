@@ -16,6 +16,7 @@ use super::local::is_local;
 use crate::error::{Cause, Result, SolveError};
 use crate::graph::{Edge, Vertex, encode};
 use crate::operation::file;
+use crate::operation::left::{Base, FailedPart, Left};
 
 impl Job {
     /// A file operation is identified by what it does, what it does it to, and the content it reads. The content of a
@@ -110,7 +111,7 @@ impl Job {
         let mut hash = reads.start(vertex, op, bases);
         hash.update(b"content");
         for (copy, at) in &reads.copies {
-            hash.update(self.read_digest(vertex, copy, &vertex.inputs[*at]).await?);
+            hash.update(self.read_digest(vertex, copy, *at).await?);
         }
         Ok(ResultKey(hash.finalize().into()))
     }
@@ -119,21 +120,32 @@ impl Job {
         &self,
         vertex: &Arc<Vertex>,
         copy: &pb::FileActionCopy,
-        edge: &Edge,
+        at: usize,
     ) -> Result<[u8; 32]> {
+        let edge = &vertex.inputs[at];
         let view = self.view(edge).await?;
         let copy = copy.clone();
         let digest = blocking::run(move || Ok(file::source_digest(&copy, &view))).await?;
-        digest.map_err(|error| {
-            let error = match &*error.cause {
-                Cause::Missing(what) => SolveError::from(Cause::MissingSource {
-                    vertex: edge.vertex.digest.clone(),
-                    what: what.clone(),
-                }),
-                _ => error,
-            };
-            error.at(|| vertex.failed())
-        })
+        let Err(error) = digest else { return digest };
+        let mut error = match &*error.cause {
+            Cause::Missing(what) => SolveError::from(Cause::MissingSource {
+                vertex: edge.vertex.digest.clone(),
+                what: what.clone(),
+            }),
+            _ => error,
+        };
+        if self.0.services.keep_failed {
+            // Without it there is nothing to look into, and the error is the same.
+            if let Ok(read) = self.solve(edge).await {
+                error = error.leaving(Left {
+                    op: vertex.op.clone(),
+                    part: Some(FailedPart::Input(at)),
+                    inputs: vec![Some(Base::Snapshot(read))],
+                    mounts: vec![],
+                });
+            }
+        }
+        Err(error.at(|| vertex.failed()))
     }
 
     /// Opens an edge for reading, whatever it is.

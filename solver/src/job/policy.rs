@@ -174,7 +174,7 @@ fn prefixed(what: &str, error: SolveError) -> SolveError {
         Cause::Denied { reasons, .. } => Cause::Denied { message, reasons: reasons.clone() },
         _ => Cause::Invalid(message),
     };
-    SolveError { vertex: error.vertex, cause: cause.into() }
+    SolveError { cause: cause.into(), ..error }
 }
 
 /// Puts sources in the place of others. Everything that depends on them gets another digest.

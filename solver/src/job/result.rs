@@ -19,7 +19,7 @@ use super::{Job, now};
 use crate::deep::Deep;
 use crate::error::{Cause, Result};
 use crate::graph::Vertex;
-use crate::operation::{diff, exec};
+use crate::operation::{FileStep, apply_file_op, diff, exec};
 use crate::source::is_layered;
 
 /// What executing a step needs.
@@ -184,8 +184,17 @@ impl Job {
                 let (store, op, name) = (self.store().clone(), op.clone(), vertex.name.clone());
                 let (inputs, locals) = (inputs.clone(), locals.clone());
                 let now = self.0.time.unwrap_or_else(now);
+                let keep_failed = self.0.services.keep_failed;
                 blocking::run(move || {
-                    Ok(crate::operation::apply_file_op(&store, &op, &inputs, locals, &name, now))
+                    Ok(apply_file_op(&FileStep {
+                        store: &store,
+                        op: &op,
+                        inputs: &inputs,
+                        locals: &locals,
+                        name: &name,
+                        now,
+                        keep_failed,
+                    }))
                 })
                 .await?
             }

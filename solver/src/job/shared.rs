@@ -46,7 +46,7 @@ enum Landed {
     Known(Vec<Snapshot>),
     Made(Vec<Snapshot>),
     /// Whoever would run it would see it fail.
-    Failed(Arc<Cause>),
+    Failed(SolveError),
 }
 
 impl Shared {
@@ -120,7 +120,7 @@ impl Job {
             audience.begin();
             match execute(audience.clone()).await {
                 Ok(results) => Ok(Landed::Made(results)),
-                Err(error) if is_everyones(vertex, &error) => Ok(Landed::Failed(error.cause)),
+                Err(error) if is_everyones(vertex, &error) => Ok(Landed::Failed(error)),
                 Err(error) => Err(error),
             }
         };
@@ -136,7 +136,7 @@ impl Job {
         };
         let results = landed.and_then(|landed| match landed {
             Landed::Known(results) | Landed::Made(results) => Ok(results),
-            Landed::Failed(cause) => Err(SolveError { vertex: None, cause }),
+            Landed::Failed(error) => Err(SolveError { vertex: None, ..error }),
         });
         match announced {
             Some(announced) => self.end(vertex, announced, results),

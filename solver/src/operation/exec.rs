@@ -1,7 +1,6 @@
 //! Process execution: a root file system, a command, and the layer that it leaves.
 
 pub(crate) mod container;
-pub(crate) mod left;
 pub(crate) mod mounts;
 
 use std::fs;
@@ -17,16 +16,16 @@ use slipway_store::snapshot::Snapshot;
 use slipway_store::{Error, Store, blocking};
 use tokio::sync::mpsc;
 
-use self::left::Left;
 use self::mounts::Mounts;
 use crate::client::Services;
 use crate::device::Given;
-use crate::error::{Cause, Result};
+use crate::error::{Cause, Result, SolveError};
 use crate::executor::cgroup::{ControlGroups, GroupLimits, Hierarchies};
 use crate::executor::limits::{Limits, ResourceLimit};
 use crate::executor::{self, ExecError, ExecSpec, Exit, MountStub, Network, Stdio};
 use crate::graph::Vertex;
 use crate::job::Worker;
+use crate::operation::left::Left;
 use crate::scratch::Scratch;
 
 /// Output that may wait for whoever shows it, in chunks; a step that writes faster is held back.
@@ -100,17 +99,15 @@ pub(crate) async fn run(step: &Step<'_>, op: &pb::ExecOp) -> Result<Vec<Snapshot
         }
         failed => failed,
     };
-    let left = if services.keep_failed {
-        Some(Arc::new(Left::of(op, step.inputs, mounts)))
-    } else {
-        mounts.discard().await;
-        None
-    };
-    Err(match failed {
-        Ok(exit) => Cause::Exit { command, code: exit.code, hint: hint(&exit), left },
-        Err(error) => Cause::Start { command, error, left },
+    let error = SolveError::from(match failed {
+        Ok(exit) => Cause::Exit { command, code: exit.code, hint: hint(&exit) },
+        Err(error) => Cause::Start { command, error },
+    });
+    if services.keep_failed {
+        return Err(error.leaving(Left::of_process(op, step.inputs, mounts)));
     }
-    .into())
+    mounts.discard().await;
+    Err(error)
 }
 
 /// Returns an operation as it counts for a key: without what changes how a process works but not what it gives.

@@ -9,11 +9,11 @@ use slipway_store::snapshot::Snapshot;
 use slipway_store::view::View;
 use slipway_store::{Store, blocking};
 
-use super::left::Base;
 use super::mounts::{Mounts, Sources, secret_env};
 use crate::client::Services;
 use crate::error::Result;
 use crate::executor::{ExecSpec, Network};
+use crate::operation::left::Base;
 
 /// What a container is made of.
 #[derive(Clone, Debug, Default)]

@@ -13,12 +13,12 @@ use slipway_store::snapshot::Snapshot;
 use slipway_store::{Store, blocking};
 
 use super::StepFolders;
-use super::left::LeftFolders;
 use crate::client::secret::MAX_SECRET;
 use crate::client::ssh::{AgentSocket, DEFAULT_AGENT, SocketOwner};
 use crate::client::{SecretBytes, Services};
 use crate::error::{Cause, Result};
 use crate::executor::{Confidential, ExecMount, ExecMountKind, Exit, MountStub, Writable};
+use crate::operation::left::LeftFolders;
 
 /// How often a folder is asked for that another process has locked: at first, and in the end.
 const WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
@@ -38,7 +38,7 @@ pub(super) struct Sources<'a> {
 
 /// All mounts of a process under way, with what must be there as long as it runs.
 #[derive(Debug)]
-pub(super) struct Mounts {
+pub(crate) struct Mounts {
     pub(super) root: StepFolders,
     pub(super) readonly_root: bool,
     pub(super) mounts: Vec<ExecMount>,
@@ -333,7 +333,7 @@ impl Mounts {
     }
 
     /// Gives away what was written, by the places of the operation's mounts.
-    pub(super) fn leave(self) -> Vec<(usize, StepFolders)> {
+    pub(crate) fn leave(self) -> Vec<(usize, StepFolders)> {
         let Self { root, root_at, outputs, scratch, .. } = self;
         let written = outputs.into_iter().filter_map(|output| output.written);
         std::iter::once((root_at, root))
