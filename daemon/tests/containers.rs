@@ -402,6 +402,9 @@ fn processes_run_in_a_container() {
         started("sleep 1236").await;
         build.release("c").await.unwrap();
         assert_eq!(processes("sleep 1236"), 0);
+        let exit = &talk.finish(&["7"]).await["7"].exit;
+        let said = exit.error.as_ref().unwrap().message.as_str();
+        assert_eq!((exit.code, said), (137, "exit code: 137: context canceled"));
         build.give(gateway::Result::default()).await;
     });
 }
@@ -516,6 +519,7 @@ fn what_makes_no_sense_is_refused() {
             ("a", InitMessage { security: insecure, ..init("c", "true") }, "not allowed"),
             ("b", nobody, "nobody-knows"),
             ("c", nothing, "no-such-program"),
+            ("d", InitMessage { security: 7, ..init("c", "true") }, "invalid security mode 7"),
         ] {
             talk.send(process, Input::Init(init)).await;
             let told = &talk.finish(&[process]).await[process];

@@ -156,9 +156,8 @@ impl Bridge for JobBridge {
         request.shown_as = format!("[internal] load metadata for {image}");
         request.platform = Some(platform.clone());
         request.lookup = match mode {
-            ResolveMode::Default => Lookup::StoreFirst,
+            ResolveMode::Default | ResolveMode::Local => Lookup::StoreFirst,
             ResolveMode::Pull => Lookup::Registry,
-            ResolveMode::Local => Lookup::StoreOnly,
         };
         let asked = image_source(image).identifier;
         let found = self.noted(&mut request).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use slipway_exporter::files::{self, Files};
+use slipway_exporter::image::response;
 use slipway_exporter::{Assembled, ImageOptions, PlatformResult, assemble};
 use slipway_frontend::{FrontendResult, PlatformImage};
 use slipway_solver::LocalFolders;
@@ -120,7 +121,7 @@ impl Build {
                     self.push(&assembled, &options).await?;
                 }
             }
-            Export::Archive { mut options, docker, sink } => {
+            Export::Archive { mut options, docker, mut sink } => {
                 if docker && results.len() > 1 {
                     return Err(BuildError::Invalid(
                         "docker exporter does not support exporting manifest lists; \
@@ -136,7 +137,9 @@ impl Build {
                     let index = multi_platform && !docker;
                     let assembled = assemble(store, results, index, &options, epoch).await?;
                     tell(&vertex, &assembled);
-                    let names = options.names.iter().map(ToString::to_string).collect();
+                    let names: Vec<String> =
+                        options.names.iter().map(ToString::to_string).collect();
+                    sink.describe(&response(&assembled, &names));
                     let image = ArchiveImage { names, target: assembled.target.clone() };
                     files::archive(store, vec![image], &Platform::host(), sink).await?;
                     vertex.status("sending tarball");

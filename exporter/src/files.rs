@@ -44,7 +44,7 @@ pub struct Files<'a> {
     pub multi_platform: bool,
     /// How they are written.
     pub options: &'a FileOptions,
-    /// The time of statements, in seconds since 1970, where it is not to be the present.
+    /// The time of everything, in seconds since 1970. Without it, files keep theirs and statements have the present.
     pub epoch: Option<i64>,
 }
 
@@ -147,7 +147,8 @@ pub async fn local(store: &Store, files: Files<'_>, folder: &Path) -> Result<()>
                 false => folder.clone(),
             };
             fs::create_dir_all(&target).map_err(|error| failed(&target, error))?;
-            copy_tree(&plan.stack(&store, result)?.stack, &target, &CopyOptions::default())
+            let options = CopyOptions { mtime: plan.epoch, ..CopyOptions::default() };
+            copy_tree(&plan.stack(&store, result)?.stack, &target, &options)
                 .map_err(|error| layer_error(&target.display().to_string(), error))?;
         }
         Ok(())
@@ -170,10 +171,12 @@ pub async fn tar(store: &Store, files: Files<'_>, mut sink: Box<dyn OutputSink>)
             let mut folder = vec![];
             if plan.split {
                 folder = result.platform.folder_name().into_bytes();
-                let entry = Entry::new(folder.as_slice(), EntryKind::Directory, 0o755);
+                let mut entry = Entry::new(folder.as_slice(), EntryKind::Directory, 0o755);
+                entry.mtime_seconds = plan.epoch.unwrap_or_default();
                 tar.append(&entry, &mut std::io::empty()).map_err(failed)?;
             }
-            write_tree_below(&plan.stack(&store, result)?.stack, &folder, &mut tar)
+            let covered = plan.stack(&store, result)?;
+            write_tree_below(&covered.stack, &folder, plan.epoch, &mut tar)
                 .map_err(|error| layer_error(&destination, error))?;
         }
         tar.finish().and_then(|mut buffer| buffer.flush()).map_err(failed)?;

@@ -1,5 +1,6 @@
 //! Where bytes go on the side of whoever asked for the build.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::{self, Write};
 
@@ -7,6 +8,10 @@ use std::io::{self, Write};
 pub trait OutputSink: Debug + Send {
     /// Returns what the destination is called in messages.
     fn destination(&self) -> String;
+
+    /// Says what is going to be written, under the names that clients know from metadata files. Called before the
+    /// destination is opened, where anything is known.
+    fn describe(&mut self, _known: &BTreeMap<String, serde_json::Value>) {}
 
     /// Opens the destination.
     ///

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex};
 
 use slipway_exporter::attestation::{
@@ -312,6 +313,9 @@ async fn folders_keep_what_is_in_them() {
     files::local(&room.store, plain(&results[..1], false), out.path()).await.unwrap();
     let read = |path: &str| fs::read_to_string(out.path().join(path)).unwrap();
     assert_eq!((read("a"), read("b"), read("mine")), ("one".into(), "two".into(), "mine".into()));
+    let time = |path: &str| fs::metadata(out.path().join(path)).unwrap().mtime();
+    assert_eq!((time("a"), time("b")), (EPOCH, EPOCH));
+    assert_ne!(time("mine"), EPOCH);
     files::local(&room.store, plain(&results, true), &out.path().join("new/folder")).await.unwrap();
     assert_eq!(read("new/folder/linux_amd64/a"), "one");
     assert_eq!(read("new/folder/linux_arm64/a"), "three");
@@ -338,6 +342,7 @@ async fn tars_hold_the_files_and_appear_only_when_whole() {
             entry.path().unwrap().display().to_string(),
             (entry.header().mode().unwrap() & 0o7777, text),
         );
+        assert_eq!(entry.header().mtime().unwrap(), EPOCH as u64);
     }
     assert_eq!(found["a"], (0o640, "one".into()));
     assert_eq!(found["b"], (0o640, "two".into()));
@@ -366,8 +371,8 @@ async fn tars_hold_the_files_and_appear_only_when_whole() {
 async fn archives_can_be_loaded_again() {
     let room = Room::new();
     let results = [room.result("linux/amd64", &[("a", "one")])];
-    let assembled =
-        assemble(&room.store, &results, false, &options(&[]), Some(EPOCH)).await.unwrap();
+    let said = options(&[("annotation-manifest-descriptor.said", "so")]);
+    let assembled = assemble(&room.store, &results, false, &said, Some(EPOCH)).await.unwrap();
     let finished = Arc::new(Mutex::new(None));
     let image = |target| ArchiveImage { names: vec!["docker.io/library/app:1".into()], target };
     let sink = Box::new(Memory { finished: finished.clone(), ..Memory::default() });
@@ -377,11 +382,21 @@ async fn archives_can_be_loaded_again() {
         .unwrap();
     let bytes = finished.lock().unwrap().take().unwrap();
     let mut archive = tar::Archive::new(bytes.as_slice());
+    let mut index = String::new();
     let names: Vec<String> = archive
         .entries()
         .unwrap()
-        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .map(|entry| {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            if name == "index.json" {
+                entry.read_to_string(&mut index).unwrap();
+            }
+            name
+        })
         .collect();
+    let index: Index = serde_json::from_str(&index).unwrap();
+    assert_eq!(index.manifests[0].annotations["said"], "so");
     assert!(
         names.contains(&"oci-layout".into()) && names.contains(&"index.json".into()),
         "{names:?}"

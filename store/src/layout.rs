@@ -35,7 +35,7 @@ const MAX_NAME: usize = 4096;
 pub struct ArchiveImage {
     /// Full names; may be empty.
     pub names: Vec<String>,
-    /// What the names point at.
+    /// What the names point at, with the annotations that the index of the archive is to have.
     pub target: Descriptor,
 }
 
@@ -97,7 +97,6 @@ impl Store {
             };
             for name in &names {
                 let mut entry = image.target.clone();
-                entry.annotations.clear();
                 if let Some(name) = name {
                     entry.annotations.insert(ANNOTATION_NAME.into(), (*name).clone());
                     let reference = name.parse::<ImageReference>().ok();

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use base64::Engine as _;
 use bytes::Bytes;
-use serde_json::Value;
 use slipway_engine::exporter::image::response;
 use slipway_engine::exporter::{Assembled, ExportError, FileOptions, ImageOptions, PlatformResult};
 use slipway_engine::store::blocking;
@@ -18,7 +16,9 @@ use super::layout;
 use crate::failure::build_status;
 use crate::history::Recording;
 use crate::session::SessionGroup;
-use crate::session::file_send::{ExportTree, FolderTarget, SessionSink, export_tree, send_tree};
+use crate::session::file_send::{
+    ExportTree, FolderTarget, SessionSink, export_tree, send_tree, told,
+};
 use crate::session::file_sync::TransferProgress;
 
 /// Where outputs come from and go to.
@@ -87,8 +87,10 @@ pub(super) async fn export(
                 let archive = flag(&attrs, "tar")?.unwrap_or(true);
                 attrs.remove("tar");
                 let mut options = image_options(&attrs)?;
-                // An OCI archive has OCI media types whatever else is said.
-                options.blobs.docker &= kind == "docker";
+                // An OCI archive has OCI media types, unless others are asked for.
+                if !attrs.contains_key("oci-mediatypes") {
+                    options.blobs.docker &= kind == "docker";
+                }
                 // What belongs into images alone is no reason for an index here.
                 options.attestation_inline.get_or_insert(false);
                 let docker = kind == "docker";
@@ -223,11 +225,6 @@ fn flag(attrs: &BTreeMap<String, String>, name: &str) -> Result<Option<bool>, St
 fn describe(result: &BuildResult) -> BTreeMap<String, String> {
     let Some(target) = result.image.clone() else { return BTreeMap::new() };
     let assembled = Assembled { target, config: result.config.clone(), written: vec![] };
-    let text = |value: Value| match value {
-        Value::String(text) => text,
-        // What is more than a text comes as JSON in base64.
-        other => base64::engine::general_purpose::STANDARD.encode(other.to_string()),
-    };
-    let known = response(&assembled, &result.names).into_iter();
-    known.map(|(key, value)| (key, text(value))).collect()
+    let known = response(&assembled, &result.names);
+    known.iter().map(|(key, value)| (key.clone(), told(value))).collect()
 }

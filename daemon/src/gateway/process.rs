@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt as _, stream};
 use slipway_engine::container::RunError;
 use slipway_engine::solver::ContainerProcess;
 use slipway_engine::solver::executor::{
-    Exit, Process, ProcessHandle, StreamReader, StreamWriter, Terminal, pipes, terminal,
+    ExecError, Process, ProcessHandle, StreamReader, StreamWriter, Terminal, pipes, terminal,
 };
 use slipway_spec::llb::pb;
 use slipway_spec::wire::gateway::exec_message::Input;
@@ -37,6 +37,9 @@ const CHUNK: usize = 32 << 10;
 
 /// The exit code of what never ran, or of what nobody knows how it ended.
 const UNKNOWN_EXIT: u32 = 255;
+
+/// The code of a process that was killed: 128 and the number of the signal.
+const KILLED: i32 = 128 + 9;
 
 type Outgoing = mpsc::Sender<Result<ExecMessage, Status>>;
 
@@ -159,8 +162,7 @@ async fn start(
     let opened = opened.map_err(|error| {
         Status::resource_exhausted(format!("cannot open streams for a process: {error}"))
     })?;
-    let security = pb::SecurityMode::try_from(init.security)
-        .map_err(|_| Status::invalid_argument("invalid security mode"))?;
+    let security = pb::SecurityMode::try_from(init.security);
     let meta = init.meta.unwrap_or_default();
     let process = ContainerProcess {
         meta: pb::Meta {
@@ -170,11 +172,21 @@ async fn start(
             user: meta.user,
             ..pb::Meta::default()
         },
-        insecure: security == pb::SecurityMode::Insecure,
+        insecure: security == Ok(pb::SecurityMode::Insecure),
         tty: init.tty,
         secret_env: init.secretenv,
     };
-    let started = container.start(gateway, &process, opened.files).await;
+    // Clients wait for ever where the call fails before they are told of a start, or where they are told of it behind what
+    // another process has written for this one.
+    let teller = Teller { id: id.to_owned(), outgoing: outgoing.clone() };
+    teller.tell(Input::Started(StartedMessage {})).await;
+    let started = match security {
+        Ok(_) => container.start(gateway, &process, opened.files).await,
+        Err(_) => {
+            let reason = format!("invalid security mode {}", init.security);
+            Err(ExecError::Invalid { reason }.into())
+        }
+    };
     let (ending, ended) = watch::channel(false);
     let (stdin, input) = mpsc::channel(WAITING);
     let ends = Ends {
@@ -184,7 +196,7 @@ async fn start(
         ended,
     };
     let task = Task {
-        teller: Teller { id: id.to_owned(), outgoing: outgoing.clone() },
+        teller,
         ending,
         outputs: [(1, opened.stdout), (2, opened.stderr)]
             .into_iter()
@@ -233,7 +245,6 @@ impl Task {
         counted: TaskTrackerToken,
     ) {
         let Self { teller, ending, outputs, input } = self;
-        teller.tell(Input::Started(StartedMessage {})).await;
         let mut reading = JoinSet::new();
         for (fd, reader) in outputs {
             let (teller, ended) = (teller.clone(), ending.subscribe());
@@ -248,13 +259,14 @@ impl Task {
             reading.spawn(feed(input, writer, ending.subscribe()));
         }
         let exit = match started {
-            Err(error) => Err(error),
+            Err(error) => failure_message(&error),
             Ok(mut process) => tokio::select! {
-                exit = process.wait() => exit.map_err(RunError::from),
+                exit = process.wait() => match exit {
+                    Ok(exit) => exit_message(exit.code, ""),
+                    Err(error) => failure_message(&error.into()),
+                },
                 // Killed by being dropped.
-                () = container.ended() => {
-                    Ok(Exit { code: 137, signal: Some(9), created_stubs: vec![] })
-                }
+                () = container.ended() => exit_message(KILLED, ": context canceled"),
             },
         };
         // Not a part of the container any more.
@@ -262,7 +274,7 @@ impl Task {
         drop(counted);
         ending.send_replace(true);
         while reading.join_next().await.is_some() {}
-        teller.tell(Input::Exit(exit_message(exit))).await;
+        teller.tell(Input::Exit(exit)).await;
         teller.tell(Input::Done(DoneMessage {})).await;
     }
 }
@@ -314,20 +326,25 @@ async fn over(ended: &mut watch::Receiver<bool>) {
     drop(ended.wait_for(|ended| *ended).await);
 }
 
-fn exit_message(exit: Result<Exit, RunError>) -> ExitMessage {
-    let status = match exit {
-        Ok(Exit { code: 0, .. }) => return ExitMessage::default(),
-        Ok(Exit { code, .. }) => {
-            let number = u32::try_from(code).unwrap_or(UNKNOWN_EXIT);
-            let error = rpc::Status {
-                code: Code::Unknown as i32,
-                message: format!("exit code: {number}"),
-                details: vec![exit_detail(code)],
-            };
-            return ExitMessage { code: number, error: Some(error) };
-        }
-        Err(RunError::Image(error)) => solve_status(&error),
-        Err(error) => Status::unknown(error.to_string()),
+/// Says how a process ended, and what else there is to say about that.
+fn exit_message(code: i32, more: &str) -> ExitMessage {
+    if code == 0 {
+        return ExitMessage::default();
+    }
+    let number = u32::try_from(code).unwrap_or(UNKNOWN_EXIT);
+    let error = rpc::Status {
+        code: Code::Unknown as i32,
+        message: format!("exit code: {number}{more}"),
+        details: vec![exit_detail(code)],
+    };
+    ExitMessage { code: number, error: Some(error) }
+}
+
+/// Says why there was no process, or why nobody knows how it ended.
+fn failure_message(error: &RunError) -> ExitMessage {
+    let status = match error {
+        RunError::Image(error) => solve_status(error),
+        error => Status::unknown(error.to_string()),
     };
     ExitMessage { code: UNKNOWN_EXIT, error: Some((&status).into()) }
 }

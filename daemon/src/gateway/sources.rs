@@ -97,7 +97,6 @@ fn shown_as(name: &str, source: &pb::SourceOp) -> String {
 fn lookup(mode: &str) -> Lookup {
     match mode {
         "pull" => Lookup::Registry,
-        "local" => Lookup::StoreOnly,
         _ => Lookup::StoreFirst,
     }
 }

@@ -18,6 +18,7 @@ use tonic::metadata::MetadataMap;
 
 pub use entries::{ExportTree, export_tree};
 pub use sink::SessionSink;
+pub(crate) use sink::told;
 
 use super::Session;
 use super::file_sync::{TransferProgress, TransferStatus, call};

@@ -48,7 +48,7 @@ impl Job {
         let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
         let lookup = match source.attrs.get("image.resolvemode").map(String::as_str) {
             Some("pull") if reference.digest().is_none() => Lookup::Registry,
-            Some("local") => Lookup::StoreOnly,
+            // "local" prefers what is here, which is done anyway.
             _ => Lookup::StoreFirst,
         };
         let found = self.image_snapshot(&reference, &platform, lookup).await;

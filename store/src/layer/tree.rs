@@ -19,13 +19,13 @@ use super::{LayerError, host, join, split};
 pub struct CopyOptions {
     /// Sets owners and makes devices; needs root. Without, everything belongs to the caller and devices are left out.
     pub privileged: bool,
-    /// Dates later than this many seconds since 1970 are set to this.
-    pub clamp_mtime: Option<i64>,
+    /// The time of everything, in seconds since 1970; `None` keeps the times that there are.
+    pub mtime: Option<i64>,
 }
 
 impl Default for CopyOptions {
     fn default() -> Self {
-        Self { privileged: rustix::process::geteuid().is_root(), clamp_mtime: None }
+        Self { privileged: rustix::process::geteuid().is_root(), mtime: None }
     }
 }
 
@@ -36,16 +36,18 @@ impl Default for CopyOptions {
 /// # Errors
 /// Fails if a layer cannot be read or the output fails.
 pub fn write_tree<W: Write>(stack: &LayerStack, tar: &mut TarWriter<W>) -> Result<(), LayerError> {
-    write_tree_below(stack, b"", tar)
+    write_tree_below(stack, b"", None, tar)
 }
 
-/// As [`write_tree`], with all names below a folder, which gets no entry of its own.
+/// As [`write_tree`], with all names below a folder, which gets no entry of its own, and, where it is given, with one time
+/// for everything, in seconds since 1970.
 ///
 /// # Errors
 /// As there.
 pub fn write_tree_below<W: Write>(
     stack: &LayerStack,
     folder: &[u8],
+    mtime: Option<i64>,
     tar: &mut TarWriter<W>,
 ) -> Result<(), LayerError> {
     if stack.is_empty() {
@@ -78,7 +80,7 @@ pub fn write_tree_below<W: Write>(
         let mut entry = Entry::new(join(folder, &located.path), kind, metadata.mode);
         (entry.uid, entry.gid) = (metadata.uid, metadata.gid);
         // Cut, not rounded, so that a file has the same time here as in its layer.
-        entry.mtime_seconds = metadata.mtime_seconds;
+        entry.mtime_seconds = mtime.unwrap_or(metadata.mtime_seconds);
         entry.xattrs = stack.xattrs(located)?;
         let written = match &mut file {
             Some(file) => tar.append(&entry, file),
@@ -282,9 +284,9 @@ impl Copier<'_> {
 
     fn times(&self, located: &Located) -> rustix::fs::Timestamps {
         let metadata = &located.metadata;
-        match self.options.clamp_mtime {
-            Some(latest) if metadata.mtime_seconds >= latest => host::times(latest, 0),
-            _ => host::times(metadata.mtime_seconds, metadata.mtime_nanoseconds),
+        match self.options.mtime {
+            Some(seconds) => host::times(seconds, 0),
+            None => host::times(metadata.mtime_seconds, metadata.mtime_nanoseconds),
         }
     }
 

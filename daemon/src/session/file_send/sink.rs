@@ -5,8 +5,10 @@ use std::fmt;
 use std::future::pending;
 use std::io::{self, Write};
 
+use base64::Engine as _;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
+use serde_json::Value;
 use slipway_engine::exporter::OutputSink;
 use slipway_spec::wire::filesync::BytesMessage;
 use tokio::runtime::Handle;
@@ -53,6 +55,10 @@ impl OutputSink for SessionSink {
         "the client's output".into()
     }
 
+    fn describe(&mut self, known: &BTreeMap<String, Value>) {
+        self.metadata.extend(known.iter().map(|(key, value)| (key.clone(), told(value))));
+    }
+
     fn open(&mut self) -> io::Result<&mut dyn Write> {
         if self.open.is_none() {
             check_supported(&self.session).map_err(io::Error::other)?;
@@ -75,6 +81,14 @@ impl OutputSink for SessionSink {
     fn finish(mut self: Box<Self>) -> io::Result<()> {
         self.open()?;
         self.open.take().map_or(Ok(()), Output::finish)
+    }
+}
+
+/// Returns what is known of a result as clients expect it: what is more than a text comes as JSON in base64.
+pub(crate) fn told(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => base64::engine::general_purpose::STANDARD.encode(other.to_string()),
     }
 }
 

@@ -122,6 +122,11 @@ async fn a_stream_comes_whole_and_with_its_metadata() {
     let bytes: Vec<u8> = (0..2_000_000u32).flat_map(u32::to_le_bytes).collect();
     let sent = bytes.clone();
     let (done, got) = stream(None, move |mut sink| {
+        let known = [
+            ("containerimage.config.digest".to_owned(), "sha256:1".into()),
+            ("containerimage.descriptor".to_owned(), serde_json::json!({ "size": 1 })),
+        ];
+        sink.describe(&known.into());
         let output = sink.open()?;
         output.write_all(&sent[..10])?;
         output.write_all(&sent[10..])?;
@@ -133,6 +138,8 @@ async fn a_stream_comes_whole_and_with_its_metadata() {
     assert_eq!((got.ended, got.longest), (Some(true), 3 << 20));
     assert_eq!(got.headers["buildkit-attachable-exporter-id"], "3");
     assert_eq!(got.headers["exporter-md-containerimage.digest"], "sha256:0");
+    assert_eq!(got.headers["exporter-md-containerimage.config.digest"], "sha256:1");
+    assert_eq!(got.headers["exporter-md-containerimage.descriptor"], "eyJzaXplIjoxfQ==");
 }
 
 #[tokio::test(flavor = "multi_thread")]
