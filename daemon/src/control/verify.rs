@@ -14,8 +14,9 @@ pub(super) fn warn(build: &Build, attrs: &BTreeMap<String, String>, outcome: &Ou
     let results: Vec<&Platform> = outcome.images.iter().map(|image| &image.platform).collect();
     let warnings =
         platforms(attrs.get("platform").map(String::as_str), &results, outcome.multi_platform);
-    // What answers a question is no result, though it may have one beside it.
-    let is_answer = outcome.metadata.keys().any(|key| key.starts_with("result."));
+    // The answer to a question has neither files nor platforms.
+    let is_answer = !outcome.metadata.contains_key("refs.platforms")
+        && outcome.images.iter().all(|image| image.made.edge.is_none());
     if warnings.is_empty() || is_answer {
         return;
     }

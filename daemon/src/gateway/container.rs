@@ -84,6 +84,11 @@ impl Running {
         Ok(started)
     }
 
+    /// Whether all processes are to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.end.is_cancelled()
+    }
+
     /// Resolves when all processes are to end.
     pub(super) async fn ended(&self) {
         self.end.cancelled().await;

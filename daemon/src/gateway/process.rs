@@ -41,6 +41,9 @@ const UNKNOWN_EXIT: u32 = 255;
 /// The code of a process that was killed: 128 and the number of the signal.
 const KILLED: i32 = 128 + 9;
 
+/// Said of a process whose container was released, in the words that clients know.
+const RELEASED: &str = ": context canceled";
+
 type Outgoing = mpsc::Sender<Result<ExecMessage, Status>>;
 
 /// Runs what a stream of messages asks for. Dropping the answer kills all of it.
@@ -262,11 +265,15 @@ impl Task {
             Err(error) => failure_message(&error),
             Ok(mut process) => tokio::select! {
                 exit = process.wait() => match exit {
+                    // They end together, and who is told first is a matter of chance.
+                    Ok(exit) if exit.signal.is_some() && container.is_ending() => {
+                        exit_message(exit.code, RELEASED)
+                    }
                     Ok(exit) => exit_message(exit.code, ""),
                     Err(error) => failure_message(&error.into()),
                 },
                 // Killed by being dropped.
-                () = container.ended() => exit_message(KILLED, ": context canceled"),
+                () = container.ended() => exit_message(KILLED, RELEASED),
             },
         };
         // Not a part of the container any more.
