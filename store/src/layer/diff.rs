@@ -378,9 +378,9 @@ impl<W: Write> Writer<'_, W> {
         Ok(xattrs)
     }
 
-    /// Whether an entry of the folder is the same as the one below it, by the rules of containerd's differs.
-    ///
-    /// Content is read only if both times have whole seconds, as unpacked files do: any change by a program sets nanoseconds.
+    /// Whether an entry of the folder is the same as the one below it. Like containerd's differs this looks at content only
+    /// where size and time are equal, but then always: the clock of file systems stands still for some milliseconds, and
+    /// steps that run at the same time write different files at the same time.
     fn is_same(&self, path: &[u8], upper: &Metadata, below: &Child) -> Result<bool, LayerError> {
         let lower = &below.metadata;
         if (upper.file_system, upper.inode) == (lower.file_system, lower.inode) {
@@ -409,16 +409,11 @@ impl<W: Write> Writer<'_, W> {
                 if capability(&ours)? != capability(&theirs)? {
                     return Ok(false);
                 }
-                if upper.mtime_nanoseconds != 0 || upper.size == 0 {
-                    return Ok(true);
-                }
                 same_content(ours, theirs).map_err(|error| {
                     LayerError::storage(path, "compare with the layers below", error)
                 })
             }
-            FileKind::Symlink if upper.mtime_nanoseconds == 0 => {
-                Ok(self.read_link(path)? == self.lowers.read_link(&located)?)
-            }
+            FileKind::Symlink => Ok(self.read_link(path)? == self.lowers.read_link(&located)?),
             _ => Ok(true),
         }
     }

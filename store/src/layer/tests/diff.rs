@@ -317,3 +317,27 @@ fn steps_survive_the_round_trip() {
         check_against_reference(&step.at("upper"), &step.at("base"));
     }
 }
+
+#[test]
+fn what_was_written_at_the_same_time_is_not_taken_for_the_same() {
+    let folder = |content: &str, target: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("changed"), content).unwrap();
+        std::fs::write(folder.path().join("same"), "same").unwrap();
+        std::os::unix::fs::symlink(target, folder.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("same", folder.path().join("same-link")).unwrap();
+        for name in ["changed", "same", "link", "same-link"] {
+            rustix::fs::utimensat(
+                rustix::fs::CWD,
+                folder.path().join(name),
+                &super::super::host::times(DAY, 123_456_789),
+                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .unwrap();
+        }
+        folder
+    };
+    let (lower, upper) = (folder("one", "/1"), folder("two", "/2"));
+    let bytes = diff(upper.path(), &stack(&[lower.path()]));
+    assert_eq!(paths(&bytes), ["changed", "link"]);
+}
