@@ -266,7 +266,7 @@ impl Task {
             Ok(mut process) => tokio::select! {
                 exit = process.wait() => match exit {
                     // They end together, and who is told first is a matter of chance.
-                    Ok(exit) if exit.signal.is_some() && container.is_ending() => {
+                    Ok(exit) if exit.code == KILLED && container.is_ending() => {
                         exit_message(exit.code, RELEASED)
                     }
                     Ok(exit) => exit_message(exit.code, ""),
