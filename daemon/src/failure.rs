@@ -49,14 +49,11 @@ pub(crate) fn failed_status(error: &SolveError, failed: &Failed<'_>) -> Status {
     let Failed { op, part, inputs, mounts } = failed;
     let op = Form::Protobuf.step(op);
     let mut solve = json!({ "inputIDs": inputs, "mountIDs": mounts, "op": op });
-    let (subject, at) = match part {
-        None => ("", 0),
-        Some(FailedPart::Action(at)) => ("file", *at),
-        Some(FailedPart::Input(at)) => ("cache", *at),
-    };
-    if !subject.is_empty() {
-        // Numbers of 64 bits are text.
-        solve[subject] = json!({ "index": at.to_string() });
+    // Numbers of 64 bits are text.
+    match part {
+        Some(FailedPart::Action(at)) => solve["file"] = json!({ "index": at.to_string() }),
+        Some(FailedPart::Input(at)) => solve["cache"] = json!({ "index": at.to_string() }),
+        None => {}
     }
     details.push(detail("Solve", &solve));
     status(code, message, details)

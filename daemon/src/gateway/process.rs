@@ -262,19 +262,18 @@ impl Task {
             reading.spawn(feed(input, writer, ending.subscribe()));
         }
         let exit = match started {
-            Err(error) => failure_message(&error),
+            Err(error) => Err(error),
             Ok(mut process) => tokio::select! {
-                exit = process.wait() => match exit {
-                    // They end together, and who is told first is a matter of chance.
-                    Ok(exit) if exit.code == KILLED && container.is_ending() => {
-                        exit_message(exit.code, RELEASED)
-                    }
-                    Ok(exit) => exit_message(exit.code, ""),
-                    Err(error) => failure_message(&error.into()),
-                },
+                exit = process.wait() => exit.map(|exit| exit.code).map_err(RunError::from),
                 // Killed by being dropped.
-                () = container.ended() => exit_message(KILLED, RELEASED),
+                () = container.ended() => Ok(KILLED),
             },
+        };
+        let exit = match exit {
+            // Whether the process or the container is seen to end first is a matter of chance.
+            Ok(KILLED) if container.is_ending() => exit_message(KILLED, RELEASED),
+            Ok(code) => exit_message(code, ""),
+            Err(error) => failure_message(&error),
         };
         // Not a part of the container any more.
         drop(container);
