@@ -48,7 +48,7 @@ pub(crate) struct ReceiveOptions<'a> {
     pub(crate) progress: &'a mut (dyn FnMut(u64) + Send),
 }
 
-/// Receives a folder. When the future is dropped, what came whole is kept for the next time.
+/// Receives a folder. When that fails or the future is dropped, what came whole is kept for the next time.
 ///
 /// # Errors
 /// When the other side fails, vanishes or breaks a rule of the protocol, or the disk fails here.
@@ -79,9 +79,13 @@ pub(crate) async fn receive(
             drop(outgoing);
             return receiver.finish().await;
         }
-        Err(Failure::Refused(error)) => error,
-        Err(Failure::Writer) => receiver.writer.failure().await,
-        Err(Failure::Stream(error)) => return Err(error),
+        Err(failure) => failure,
+    };
+    let stopped = receiver.writer.stop().await;
+    let failure = match (failure, stopped) {
+        (Failure::Refused(error), _) | (Failure::Writer, Err(error)) => error,
+        (Failure::Writer, Ok(())) => Error::new(ErrorKind::Io, "the transfer ended early"),
+        (Failure::Stream(error), _) => return Err(error),
     };
     let farewell = async {
         let text = failure.to_string();

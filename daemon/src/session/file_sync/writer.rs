@@ -90,7 +90,7 @@ impl Writer {
         }
     }
 
-    /// Writes a small file, together with others. Fails when the writer has ended, see [`finish`](Self::finish).
+    /// Writes a small file, together with others. Fails when the writer has ended, see [`stop`](Self::stop).
     pub(crate) async fn whole(&mut self, file: Arrived, bytes: Vec<Bytes>) -> Result<(), Gone> {
         self.queue.bytes += bytes.iter().map(Bytes::len).sum::<usize>();
         self.queue.batch.push((file, bytes));
@@ -115,20 +115,23 @@ impl Writer {
 
     /// Ends a transfer in which everything arrived.
     pub(crate) async fn finish(mut self, unchanged: Vec<Kept>) -> Result<Vec<Written>, Error> {
-        let hold = self.hold(self.queue.bytes).await;
-        for job in [self.queue.take(hold), Job::Finish { unchanged }] {
-            // Should the writer have ended, then with the error that comes below.
-            let _: Result<(), Gone> = self.send(job).await;
-        }
+        self.send_rest().await;
+        // Should the writer have ended, then with the error that comes below.
+        let _: Result<(), Gone> = self.send(Job::Finish { unchanged }).await;
         self.join().await
     }
 
-    /// Returns why the writer ended by itself.
-    pub(crate) async fn failure(self) -> Error {
-        match self.join().await {
-            Err(error) => error,
-            Ok(_) => Error::new(ErrorKind::Io, "the transfer ended early"),
-        }
+    /// Ends a transfer that failed, and returns when what arrived whole is kept. Fails when the writer had failed.
+    pub(crate) async fn stop(mut self) -> Result<(), Error> {
+        self.send_rest().await;
+        self.join().await.map(drop)
+    }
+
+    async fn send_rest(&mut self) {
+        let hold = self.hold(self.queue.bytes).await;
+        let job = self.queue.take(hold);
+        // What has ended the writer is told when it is joined.
+        let _: Result<(), Gone> = self.send(job).await;
     }
 
     async fn join(self) -> Result<Vec<Written>, Error> {
