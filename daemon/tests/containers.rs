@@ -393,14 +393,16 @@ fn processes_run_in_a_container() {
         assert_eq!(late.exit.code, 255);
         assert!(late.exit.error.as_ref().unwrap().message.contains("has ended"));
 
+        // How the first process ended that failed is told by the end of the container.
+        assert_eq!(build.release("c").await.unwrap_err().message(), "exit code: 137");
         // A new one begins with nothing of that.
-        build.release("c").await.unwrap();
         assert_eq!(build.release("c").await.unwrap_err().code(), Code::NotFound);
         build.container("c", vec![root(&id)]).await.unwrap();
         talk.start("7", "cat /mem/x; sleep 1236").await;
         talk.until("/mem/x").await;
         started("sleep 1236").await;
-        build.release("c").await.unwrap();
+        let ended = build.release("c").await.unwrap_err();
+        assert_eq!(ended.message(), "exit code: 137: context canceled");
         assert_eq!(processes("sleep 1236"), 0);
         let exit = &talk.finish(&["7"]).await["7"].exit;
         let said = exit.error.as_ref().unwrap().message.as_str();

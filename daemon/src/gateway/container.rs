@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use slipway_engine::container::RunError;
@@ -52,6 +52,8 @@ pub(super) struct Running {
     end: CancellationToken,
     /// Those who have a process under way.
     processes: TaskTracker,
+    /// How the first process ended that did not end well.
+    failure: OnceLock<Status>,
 }
 
 impl Drop for Running {
@@ -92,6 +94,12 @@ impl Running {
     /// Resolves when all processes are to end.
     pub(super) async fn ended(&self) {
         self.end.cancelled().await;
+    }
+
+    /// Takes note of a process that did not end well.
+    pub(super) fn failed(&self, failure: Status) {
+        // Only the first one is told.
+        self.failure.set(failure).ok();
     }
 
     /// Counts those who have a process under way.
@@ -136,6 +144,7 @@ impl Gateway {
             first: tokio::sync::Mutex::default(),
             end: CancellationToken::new(),
             processes: TaskTracker::new(),
+            failure: OnceLock::new(),
         });
         let mut all = self.containers.running.lock().unwrap_or_else(PoisonError::into_inner);
         if all.contains_key(id) {
@@ -169,15 +178,15 @@ impl Gateway {
         self.containers.get(id)
     }
 
-    /// Ends all processes of a container, and throws away what they wrote.
+    /// Ends all processes of a container, and throws away what they wrote. Fails as the first of them did, then or before, if
+    /// one did: clients know it from BuildKit.
     pub(super) async fn release_container(&self, id: &str) -> Result<(), Status> {
         let found = {
             let mut all = self.containers.running.lock().unwrap_or_else(PoisonError::into_inner);
             all.remove(id)
         };
         let missing = || Status::not_found(format!("container details for {id} not found"));
-        release(found.ok_or_else(missing)?).await;
-        Ok(())
+        release(found.ok_or_else(missing)?).await
     }
 
     /// Releases all containers.
@@ -187,7 +196,8 @@ impl Gateway {
             std::mem::take(&mut *all)
         };
         for container in all.into_values() {
-            release(container).await;
+            // Nobody asked.
+            let _ended: Result<(), Status> = release(container).await;
         }
     }
 
@@ -277,10 +287,11 @@ fn taken(id: &str) -> Status {
 }
 
 /// Returns when all processes are gone. What they wrote goes with the last one who knows of the container.
-async fn release(container: Arc<Running>) {
+async fn release(container: Arc<Running>) -> Result<(), Status> {
     container.end.cancel();
     container.processes.close();
     container.processes.wait().await;
+    container.failure.get().cloned().map_or(Ok(()), Err)
 }
 
 /// Joins a path to the part of a file system that a mount shows; no part of the path leads out of it.

@@ -27,7 +27,7 @@ use tonic::{Code, Status};
 
 use super::Gateway;
 use super::container::Running;
-use crate::failure::{exit_detail, solve_status};
+use crate::failure::{exit_detail, from_wire, solve_status};
 
 /// Messages that wait to be sent, or to be read by a process.
 const WAITING: usize = 16;
@@ -275,6 +275,9 @@ impl Task {
             Ok(code) => exit_message(code, ""),
             Err(error) => failure_message(&error),
         };
+        if let Some(error) = &exit.error {
+            container.failed(from_wire(error));
+        }
         // Not a part of the container any more.
         drop(container);
         drop(counted);
