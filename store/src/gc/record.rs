@@ -323,6 +323,7 @@ impl Store {
             }
             Ok(())
         })?;
+        open_circles(&mut stacks.below);
         Ok(stacks)
     }
 
@@ -355,4 +356,65 @@ struct Stacks {
     members: HashSet<i64>,
     /// Which layers lie directly below each.
     below: BTreeMap<i64, BTreeSet<i64>>,
+}
+
+/// Takes away what closes circles: merges may stack two layers one way and the other, so that each lies below the other, and
+/// nothing could ever go first.
+fn open_circles(below: &mut BTreeMap<i64, BTreeSet<i64>>) {
+    let (mut seen, mut on_path) = (HashSet::new(), HashSet::new());
+    let mut closing = vec![];
+    for (start, lower) in &*below {
+        if !seen.insert(*start) {
+            continue;
+        }
+        on_path.insert(*start);
+        let mut path = vec![(*start, lower.iter())];
+        while let Some((layer, rest)) = path.last_mut() {
+            let Some(next) = rest.next() else {
+                on_path.remove(layer);
+                path.pop();
+                continue;
+            };
+            if on_path.contains(next) {
+                closing.push((*layer, *next));
+            } else if seen.insert(*next)
+                && let Some(lower) = below.get(next)
+            {
+                on_path.insert(*next);
+                path.push((*next, lower.iter()));
+            }
+        }
+    }
+    for (layer, lower) in closing {
+        below.entry(layer).or_default().remove(&lower);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(edges: &[(i64, i64)]) -> Vec<(i64, i64)> {
+        let mut below = BTreeMap::<i64, BTreeSet<i64>>::new();
+        for (layer, lower) in edges {
+            below.entry(*layer).or_default().insert(*lower);
+        }
+        open_circles(&mut below);
+        let pairs = |(layer, lower): (i64, BTreeSet<i64>)| {
+            lower.into_iter().map(move |lower| (layer, lower))
+        };
+        below.into_iter().flat_map(pairs).collect()
+    }
+
+    #[test]
+    fn only_what_closes_a_circle_is_taken_away() {
+        let diamond = [(2, 1), (3, 1), (4, 2), (4, 3), (4, 9)];
+        assert_eq!(opened(&diamond), diamond);
+        assert_eq!(opened(&[(1, 2), (2, 1)]), [(1, 2)]);
+        assert_eq!(
+            opened(&[(1, 2), (2, 3), (3, 1), (3, 4), (5, 1)]),
+            [(1, 2), (2, 3), (3, 4), (5, 1)]
+        );
+        assert_eq!(opened(&[(1, 2), (2, 1), (3, 4), (4, 3), (2, 3)]).len(), 3);
+    }
 }

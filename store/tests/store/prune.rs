@@ -271,6 +271,26 @@ fn a_collection_takes_children_first_and_forgets_their_results() {
 }
 
 #[test]
+fn layers_that_lie_on_each_other_can_go() {
+    let (_folder, store) = harness::store();
+    let [one, two, three] = ["1", "2", "3"].map(|text| harness::layer(&store, &[("f", text)]));
+    step(&store, 1, &[one, two]);
+    step(&store, 2, &[two, one, three]);
+    step(&store, 3, &[one, two, one]);
+    let records = store.cache_records(None).unwrap();
+    let parents = |layer: LayerId| {
+        let found = records.iter().find(|record| record.id == layer.0.to_string());
+        found.unwrap().parents.len()
+    };
+    assert_eq!((parents(one) + parents(two), parents(three)), (1, 1));
+    assert_eq!(collect(&store, &Rule::default()).len(), 3);
+    assert!(store.cache_records(None).unwrap().is_empty());
+    for key in 1..4 {
+        assert!(store.result(&ResultKey([key; 32])).unwrap().is_none());
+    }
+}
+
+#[test]
 fn what_was_used_since_it_was_listed_stays_with_all_below_it() {
     let (_folder, store) = harness::store();
     let base = harness::layer(&store, &[("f", "base")]);
