@@ -151,16 +151,18 @@ async fn pack(
 ) -> Result<Vec<LayerBlob>> {
     use futures::{StreamExt as _, TryStreamExt as _};
     let layers = &snapshot.layers;
-    let one = |at: usize| async move {
-        let layer: LayerId = layers[at];
+    let one = |layer: LayerId| async move {
         // As a rule only the newest layers are not blobs yet.
         if let Some(blob) = store.blob_at_hand(layer, &options.blobs)? {
             return Ok(blob);
         }
-        let (store, below, blobs) = (store.clone(), layers[..at].to_vec(), options.blobs);
-        blocking::run(move || store.ensure_blob(layer, &below, &blobs)).await
+        let (store, blobs) = (store.clone(), options.blobs);
+        blocking::run(move || store.ensure_blob(layer, &blobs)).await
     };
-    Ok(futures::stream::iter((0..layers.len()).map(one)).buffered(AT_ONCE).try_collect().await?)
+    Ok(futures::stream::iter(layers.iter().copied().map(one))
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await?)
 }
 
 fn write_manifest(

@@ -445,7 +445,7 @@ fn image(store: &Store) -> (Digest, Digest) {
     let mut tree = Tree::default();
     tree.insert(b"etc", Entry::directory(0o755, 0));
     let layer = store.adopt_tree(tree, "base").unwrap();
-    let blob = store.ensure_blob(layer, &[], &Default::default()).unwrap();
+    let blob = store.ensure_blob(layer, &Default::default()).unwrap();
     let host = slipway_spec::Platform::host();
     let mut config =
         ImageConfig { os: host.os, architecture: host.architecture, ..Default::default() };

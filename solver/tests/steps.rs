@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         ("hooks_of_devices_prepare_the_root", hooks_of_devices_prepare_the_root),
         ("parts_of_the_context_count_alone", parts_of_the_context_count_alone),
         ("mounted_parts_of_steps_count_by_content", mounted_parts_of_steps_count_by_content),
+        ("a_layer_is_what_its_step_has_changed", a_layer_is_what_its_step_has_changed),
     ];
     let trials = tests
         .iter()
@@ -790,4 +791,33 @@ fn mounted_parts_of_steps_count_by_content() {
     let step = reads(&mut graph, &source);
     let other = read(&room.ok(&graph, &step), "out").unwrap();
     assert!(other.starts_with("other\n"), "{other}");
+}
+
+fn a_layer_is_what_its_step_has_changed() {
+    let room = Room::new();
+    let mut graph = Graph::default();
+    let first = graph.step("echo kept > /kept; mkdir /made; echo 1 > /made/one", vec![], &[]);
+    let script = "busybox mv /kept /k && busybox mv /k /kept && rm -r /made && mkdir /made && echo 2 > /made/two";
+    let second = graph.add(pb::op::Op::Exec(shell(script, vec![])), &[(&first, 0)]);
+    let result = room.ok(&graph, &second);
+    assert_eq!(read(&result, "kept").as_deref(), Some("kept"));
+    assert_eq!(read(&result, "made/one"), None);
+    let (store, Snapshot { layers }) = &result;
+    let folder = store.layer_folder(*layers.last().unwrap());
+    let names = |folder: &Path| {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&folder), ["made"]);
+    assert_eq!(names(&folder.join("made")), ["one", "two"]);
+    // So on other layers it hides nothing of theirs.
+    let third = graph.step("mkdir /made; echo 3 > /made/three; echo other > /kept", vec![], &[]);
+    let (_, other) = room.ok(&graph, &third);
+    let merged = Snapshot { layers: vec![*other.layers.last().unwrap(), *layers.last().unwrap()] };
+    let merged = (store.clone(), merged);
+    assert_eq!(read(&merged, "made/three").as_deref(), Some("3"));
+    assert_eq!(read(&merged, "made/two").as_deref(), Some("2"));
+    assert_eq!(read(&merged, "kept").as_deref(), Some("other"));
 }

@@ -5,7 +5,8 @@
 //! - as **bytes**: an (uncompressed) tar archive whose digest is the *diff id*, and its compressed form, the blob that
 //!   registries hold ([`tar`], [`compression`]);
 //! - as a **folder** in the form overlayfs wants for its lower and upper directories: a removed path is a character
-//!   device 0:0, and a directory that hides the one below it carries the `overlay.opaque` attribute ([`apply`], [`diff`]).
+//!   device 0:0, and a directory that hides the one below it carries the `overlay.opaque` attribute ([`apply`],
+//!   [`folder`]); [`reduce`] takes out of it what is no change.
 //!
 //! A pile of folders, base first, can be read as one tree without mounting it ([`stack`], [`tree`]).
 //!
@@ -15,10 +16,11 @@
 pub mod apply;
 pub(crate) mod behind;
 pub mod compression;
-pub mod diff;
 pub(crate) mod expand;
+pub mod folder;
 mod host;
 pub mod reader;
+pub mod reduce;
 pub mod stack;
 pub mod tar;
 #[cfg(test)]
@@ -31,7 +33,8 @@ use std::io;
 pub(crate) use apply::apply_noting_implied;
 pub use apply::{ApplyOptions, ApplyStats, apply};
 pub use compression::Compression;
-pub use diff::{DiffOptions, DiffStats, write_folder};
+pub use folder::write_folder;
+pub use reduce::reduce;
 pub use stack::{Follow, LayerStack, Located};
 pub use tar::{Entry, EntryKind, TarWriter};
 pub use tree::{CopyOptions, copy_tree, write_tree, write_tree_below};
@@ -52,6 +55,15 @@ impl Overlay {
         match self {
             Self::Trusted => "trusted.overlay.opaque",
             Self::User => "user.overlay.opaque",
+        }
+    }
+
+    /// Returns the name of our own attribute of a directory that has other times than below and no change in it: a mount
+    /// shows it, and no archive has it. overlayfs hides all attributes that begin like its own from those who use the mount.
+    pub(crate) fn unchanged(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.slipway.unchanged",
+            Self::User => "user.overlay.slipway.unchanged",
         }
     }
 

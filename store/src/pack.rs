@@ -21,7 +21,7 @@ use self::segment::PackedSegment;
 use crate::Store;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::layer::compression;
-use crate::layer::{self, DiffOptions, TarWriter};
+use crate::layer::{self, TarWriter};
 use crate::snapshot::{
     BlobRow, LayerId, Row, insert_layer_blob, layer_error, not_as_named, not_here, unknown,
 };
@@ -92,18 +92,13 @@ impl Store {
         Ok(Some(blob.into_layer(diff_id, options.docker)))
     }
 
-    /// Returns a layer as a blob, making it where needed. `below` are the layers under it.
+    /// Returns a layer as a blob, making it where needed.
     ///
     /// # Errors
     /// As [`ensure_folder`](Self::ensure_folder).
-    pub fn ensure_blob(
-        &self,
-        layer: LayerId,
-        below: &[LayerId],
-        options: &BlobOptions,
-    ) -> Result<LayerBlob> {
+    pub fn ensure_blob(&self, layer: LayerId, options: &BlobOptions) -> Result<LayerBlob> {
         let lock = self.0.busy.of(layer);
-        let held = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let row = self.row(layer)?.ok_or_else(|| unknown(layer))?;
         if let Some(diff_id) = &row.diff_id {
             let mut blobs = self.believable_blobs(layer, &row)?;
@@ -125,13 +120,8 @@ impl Store {
         let packed = if let Some(tree) = self.pending_tree(layer) {
             self.pack(options, |tar| tree.write_tar(tar))?
         } else if row.folder && folder.exists() {
-            // Other layers are unpacked under their own locks; ours is not needed for that.
-            drop(held);
-            let lower = self.stack(below)?;
             self.pack(options, |tar| {
-                let diff = DiffOptions { overlay: self.overlay(), ..DiffOptions::default() };
-                layer::write_folder(&folder, &lower, tar, &diff)
-                    .map(drop)
+                layer::write_folder(&folder, self.overlay(), tar)
                     .map_err(|error| layer_error(format!("cannot pack layer {}", layer.0), error))
             })?
         } else {
@@ -346,7 +336,7 @@ mod tests {
 
     fn pack(store: &Store, tree: Tree) -> Result<LayerBlob> {
         let layer = store.adopt_tree(tree, "COPY").unwrap();
-        store.ensure_blob(layer, &[], &BlobOptions::default())
+        store.ensure_blob(layer, &BlobOptions::default())
     }
 
     fn segments(store: &Store) -> i64 {

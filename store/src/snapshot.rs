@@ -166,11 +166,20 @@ impl Store {
         found.map_or_else(|| self.insert_layer(Some(diff_id), created, description), Ok)
     }
 
-    /// Makes a layer of a folder that a step has written: `home` holds `fs` and is moved into the store.
+    /// Makes a layer of a folder that a step has written on top of others, base first: `home` holds `fs`, is reduced to the
+    /// changes and moved into the store. Nothing may have it mounted.
     ///
     /// # Errors
-    /// When it cannot be moved or recorded.
-    pub fn adopt_folder(&self, home: &Path, description: &str) -> Result<LayerId> {
+    /// When it cannot be compared with what is below, moved or recorded.
+    pub fn adopt_folder(
+        &self,
+        home: &Path,
+        below: &[PathBuf],
+        description: &str,
+    ) -> Result<LayerId> {
+        LayerStack::open_folders(below, self.overlay())
+            .and_then(|below| layer::reduce(&home.join("fs"), &below, self.overlay()))
+            .map_err(|error| layer_error("cannot find out what a step has changed", error))?;
         // In one transaction, so that the collector sees either both the row and the folder or neither.
         self.metadata().write(|t| {
             t.prepare_cached(

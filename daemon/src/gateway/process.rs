@@ -269,11 +269,12 @@ impl Task {
                 () = container.ended() => Ok(KILLED),
             },
         };
+        // Whether the process or the container is seen to end first is a matter of chance.
+        let released = if container.is_ending() { RELEASED } else { "" };
         let exit = match exit {
-            // Whether the process or the container is seen to end first is a matter of chance.
-            Ok(KILLED) if container.is_ending() => exit_message(KILLED, RELEASED),
+            Ok(KILLED) => exit_message(KILLED, released),
             Ok(code) => exit_message(code, ""),
-            Err(error) => failure_message(&error),
+            Err(error) => failure_message(&error, released),
         };
         if let Some(error) = &exit.error {
             container.failed(from_wire(error));
@@ -349,13 +350,14 @@ fn exit_message(code: i32, more: &str) -> ExitMessage {
     ExitMessage { code: number, error: Some(error) }
 }
 
-/// Says why there was no process, or why nobody knows how it ended.
-fn failure_message(error: &RunError) -> ExitMessage {
-    let status = match error {
-        RunError::Image(error) => solve_status(error),
-        error => Status::unknown(error.to_string()),
+/// Says why there was no process, or why nobody knows how it ended, and what else there is to say about that.
+fn failure_message(error: &RunError, more: &str) -> ExitMessage {
+    let mut status = match error {
+        RunError::Image(error) => rpc::Status::from(&solve_status(error)),
+        error => rpc::Status::from(&Status::unknown(error.to_string())),
     };
-    ExitMessage { code: UNKNOWN_EXIT, error: Some((&status).into()) }
+    status.message.push_str(more);
+    ExitMessage { code: UNKNOWN_EXIT, error: Some(status) }
 }
 
 /// The number of a signal by its name, without the `SIG`, as clients write it.

@@ -109,7 +109,7 @@ impl Build {
         task.moved("preparing build cache for export", 0, 0, false);
         let records = self.job().records(edges, export.all).await?;
         let packed = records.layers().into_iter();
-        let packed = packed.map(|(layer, below)| self.cache_layer(layer, below, &export.blobs));
+        let packed = packed.map(|layer| self.cache_layer(layer, &export.blobs));
         let layers: Vec<CacheLayerBlob> =
             stream::iter(packed).buffered(PACKED_AT_ONCE).try_collect().await?;
         let digests: HashMap<LayerId, Digest> =
@@ -158,7 +158,6 @@ impl Build {
     async fn cache_layer(
         &self,
         layer: LayerId,
-        below: Vec<LayerId>,
         options: &BlobOptions,
     ) -> Result<CacheLayerBlob, BuildError> {
         let store = self.engine().store();
@@ -176,11 +175,9 @@ impl Build {
                 let blob = match store.blob_at_hand(layer, options)? {
                     Some(blob) => blob,
                     None => {
-                        // Packing compares a layer with those below it.
-                        let snapshot = Snapshot { layers: below.clone() }.with(layer);
-                        self.job().provide(&snapshot).await?;
+                        self.job().provide(&Snapshot { layers: vec![layer] }).await?;
                         let (store, options) = (store.clone(), *options);
-                        blocking::run(move || store.ensure_blob(layer, &below, &options)).await?
+                        blocking::run(move || store.ensure_blob(layer, &options)).await?
                     }
                 };
                 (blob.descriptor, blob.diff_id)

@@ -344,7 +344,7 @@ fn supplemented(document: &'static str) -> String {
             .collect();
     low.write_folder(&home.join("fs"), Overlay::User).unwrap();
     let layers = [
-        room.store.adopt_folder(&home, "low").unwrap(),
+        room.store.adopt_folder(&home, &[], "low").unwrap(),
         room.layer(&[("folder", folder()), ("folder/f", file("2")), ("gone", Kind::Whiteout)]),
         room.layer(&[("d", folder()), ("d/both", file("3")), ("top", file("3"))]),
     ];

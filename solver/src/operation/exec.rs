@@ -326,7 +326,8 @@ impl StepFolders {
         executor::remove_stubs(&upper, stubs).map_err(|error| failed(&upper, error))?;
         let work = self.work();
         fs::remove_dir_all(&work).map_err(|error| failed(&work, error))?;
-        self.home.give(|home| store.adopt_folder(home, name))
+        let below = self.lower;
+        self.home.give(|home| store.adopt_folder(home, &below, name))
     }
 }
 

@@ -1,11 +1,12 @@
 //! The few file system operations of layers, all relative to open directories and never through a symbolic link.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::stack::{FileKind, Metadata};
+use super::stack::{FileKind, Metadata, is_overlay_xattr};
 
 /// Longer paths are opened in steps; the kernel's limit is 4096 bytes.
 const PATH_STEP: usize = 3500;
@@ -112,16 +113,22 @@ fn metadata(stat: &Stat) -> Metadata {
 
 /// Returns the names in a directory, sorted by their bytes.
 pub(super) fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
+    let mut names: Vec<Vec<u8>> = entries(directory)?.into_iter().map(|(name, _)| name).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Returns the names in a directory in any order, each with what it is, where the file system tells that with the name.
+pub(super) fn entries(directory: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, FileType)>, Errno> {
+    let mut entries = Vec::new();
     for entry in rustix::fs::Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(name.to_vec());
+            entries.push((name.to_vec(), entry.file_type()));
         }
     }
-    names.sort_unstable();
-    Ok(names)
+    Ok(entries)
 }
 
 /// Returns an extended attribute of an open file; `None` if it is absent or the file system has none.
@@ -159,6 +166,17 @@ pub(super) fn xattr_names(file: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Returns the extended attributes of an open file, without overlayfs's own.
+pub(super) fn xattrs(file: BorrowedFd<'_>) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
+    let mut xattrs = BTreeMap::new();
+    for name in xattr_names(file)?.into_iter().filter(|name| !is_overlay_xattr(name)) {
+        if let Some(value) = xattr(file, &name)? {
+            xattrs.insert(name, value);
+        }
+    }
+    Ok(xattrs)
 }
 
 /// Sets an extended attribute of anything, symbolic links and devices included, without following or opening it.

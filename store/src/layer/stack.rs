@@ -313,22 +313,13 @@ impl LayerStack {
         &self,
         located: &Located,
     ) -> Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>>, LayerError> {
-        let mut xattrs = std::collections::BTreeMap::new();
         if !matches!(located.metadata.kind, FileKind::File | FileKind::Directory) {
-            return Ok(xattrs);
+            return Ok(std::collections::BTreeMap::new());
         }
-        let fail =
-            |error| LayerError::storage(&located.path, "read the extended attributes", error);
         let file = self.open_as(located, OFlags::RDONLY | OFlags::NONBLOCK)?;
-        for name in host::xattr_names(file.as_fd()).map_err(fail)? {
-            if is_overlay_xattr(&name) {
-                continue;
-            }
-            if let Some(value) = host::xattr(file.as_fd(), &name).map_err(fail)? {
-                xattrs.insert(name, value);
-            }
-        }
-        Ok(xattrs)
+        host::xattrs(file.as_fd()).map_err(|error| {
+            LayerError::storage(&located.path, "read the extended attributes", error)
+        })
     }
 
     fn open_as(&self, located: &Located, flags: OFlags) -> Result<OwnedFd, LayerError> {
@@ -383,10 +374,13 @@ impl LayerStack {
     /// Finds an entry of an open merged directory.
     pub(super) fn child(&self, directory: &OpenDir, name: &[u8]) -> Result<Option<Child>, Errno> {
         let mut found: Option<Child> = None;
+        // A directory is there when some layer makes it, and not only says when something was in it last.
+        let mut is_made = false;
         for (index, part) in &directory.parts {
             let Some(metadata) = host::stat_at(part.as_fd(), name)? else { continue };
             if !metadata.is_directory() {
                 if found.is_none() && !metadata.is_whiteout() {
+                    is_made = true;
                     found = Some(Child { layer: *index, metadata, layers: Vec::new() });
                 }
                 break;
@@ -396,11 +390,15 @@ impl LayerStack {
                 .layers
                 .push(*index);
             let handle = host::open_directory_at(part.as_fd(), name)?;
+            if !is_made {
+                let mark = self.overlay.unchanged();
+                is_made = host::xattr(handle.as_fd(), mark.as_bytes())?.is_none();
+            }
             if self.is_opaque(&handle)? {
                 break;
             }
         }
-        Ok(found)
+        Ok(found.filter(|_| is_made))
     }
 
     /// Returns the entries of a merged directory, sorted by name.

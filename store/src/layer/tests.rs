@@ -2,7 +2,7 @@
 
 mod apply;
 mod compression;
-mod diff;
+mod folder;
 mod hostile;
 mod random;
 mod stack;
@@ -13,6 +13,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 
 use super::{
     ApplyOptions, ApplyStats, Entry, EntryKind, LayerError, LayerStack, Overlay, TarWriter,
@@ -77,9 +78,27 @@ fn stack<P: AsRef<Path>>(folders: &[P]) -> LayerStack {
     LayerStack::open_folders(folders, Overlay::Trusted).unwrap()
 }
 
+/// The archive of what a folder changes in the layers below. The folder stays as it is.
 fn diff(folder: &Path, lower: &LayerStack) -> Vec<u8> {
+    if lower.is_empty() {
+        return pack(folder);
+    }
+    let copy = reduced(folder, lower).unwrap();
+    pack(&copy.path().join("copy"))
+}
+
+/// A copy of a folder, `copy`, with nothing but what it changes in the layers below.
+fn reduced(folder: &Path, lower: &LayerStack) -> Result<tempfile::TempDir, LayerError> {
+    let home = tempfile::tempdir().unwrap();
+    let copy = home.path().join("copy");
+    let status = Command::new("cp").arg("-a").args([folder, &copy]).status();
+    assert!(status.unwrap().success());
+    super::reduce(&copy, lower, Overlay::Trusted).map(|()| home)
+}
+
+fn pack(folder: &Path) -> Vec<u8> {
     let mut tar = TarWriter::new(Vec::new());
-    super::write_folder(folder, lower, &mut tar, &super::DiffOptions::default()).unwrap();
+    super::write_folder(folder, Overlay::Trusted, &mut tar).unwrap();
     tar.finish().unwrap()
 }
 

@@ -62,7 +62,7 @@ fn damage_is_noticed_when_a_layer_is_converted() {
     harness::overwrite(&store.blob_path(&Digest::of(&tar)), &damaged);
     let options =
         BlobOptions { compression: Compression::Zstd, force: true, ..BlobOptions::default() };
-    assert_eq!(store.ensure_blob(layer, &[], &options).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(store.ensure_blob(layer, &options).unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(!store.has_blob(&Digest::of(&tar)).unwrap());
 }
 
@@ -214,7 +214,7 @@ fn an_image_that_names_the_diff_id_of_another_layer_cannot_take_its_place() {
     for good_blob in [harness::gzip(&good), good.clone()] {
         let layer = harness::pulled(&store, &evil, &diff_id);
         assert_eq!(harness::pulled(&store, &good_blob, &diff_id), layer);
-        let blob = store.ensure_blob(layer, &[], &BlobOptions::default()).unwrap();
+        let blob = store.ensure_blob(layer, &BlobOptions::default()).unwrap();
         assert_eq!(blob.descriptor.digest, Digest::of(&good_blob));
         assert_eq!(blob.diff_id, diff_id);
         harness::pulled(&store, &evil, &diff_id);
@@ -243,7 +243,7 @@ fn layers_may_have_a_sha512_diff_id() {
     assert_eq!(fs::read(store.ensure_folder(layer, &[]).unwrap().join("f")).unwrap(), b"text");
     let zstd =
         BlobOptions { compression: Compression::Zstd, force: true, ..BlobOptions::default() };
-    store.ensure_blob(layer, &[], &zstd).unwrap();
+    store.ensure_blob(layer, &zstd).unwrap();
 }
 
 fn tar_with_a_link(name: &str, target: &str) -> Vec<u8> {
@@ -292,7 +292,7 @@ fn a_layer_keeps_its_diff_id_in_every_compression() {
     store.ensure_folder(layer, &[]).unwrap();
     for compression in [Compression::Zstd, Compression::Uncompressed, Compression::Gzip] {
         let options = BlobOptions { compression, force: true, ..BlobOptions::default() };
-        let blob = store.ensure_blob(layer, &[], &options).unwrap();
+        let blob = store.ensure_blob(layer, &options).unwrap();
         assert_eq!(blob.diff_id, Digest::of(&tar));
         assert_eq!(blob.descriptor.media_type.compression(), Some(compression));
     }
@@ -306,9 +306,9 @@ fn blobs_of_other_bytes_go_when_a_layer_is_packed_anew() {
     let layer = harness::pulled(&store, &blob, &Digest::of(&tar));
     store.ensure_folder(layer, &[]).unwrap();
     fs::remove_file(store.blob_path(&Digest::of(&blob))).unwrap();
-    let packed = store.ensure_blob(layer, &[], &BlobOptions::default()).unwrap();
+    let packed = store.ensure_blob(layer, &BlobOptions::default()).unwrap();
     assert_ne!(packed.diff_id, Digest::of(&tar), "the order of entries is another");
     // The old blob comes back: it must not be shown together with the new diff id.
     store.put(MediaType::OCI_LAYER_GZIP, &blob).unwrap();
-    assert_eq!(store.ensure_blob(layer, &[], &BlobOptions::default()).unwrap(), packed);
+    assert_eq!(store.ensure_blob(layer, &BlobOptions::default()).unwrap(), packed);
 }

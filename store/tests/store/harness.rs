@@ -24,7 +24,7 @@ pub(crate) fn layer(store: &Store, files: &[(&str, &str)]) -> LayerId {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
-    store.adopt_folder(&home, "a step").unwrap()
+    store.adopt_folder(&home, &[], "a step").unwrap()
 }
 
 /// Describes an image of layers whose diff ids are given.
@@ -48,7 +48,7 @@ pub(crate) fn manifest(store: &Store, config: &Descriptor, layers: &[&Descriptor
 /// Makes an image of one layer and names it.
 pub(crate) fn image(store: &Store, name: &str, files: &[(&str, &str)]) -> (LayerId, Descriptor) {
     let layer = layer(store, files);
-    let blob = store.ensure_blob(layer, &[], &BlobOptions::default()).unwrap();
+    let blob = store.ensure_blob(layer, &BlobOptions::default()).unwrap();
     let target = image_of(store, &[(blob.descriptor, blob.diff_id.to_string())]);
     store.name_image(&[name.to_owned()], &target).unwrap();
     (layer, target)

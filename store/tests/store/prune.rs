@@ -60,7 +60,7 @@ fn layers_behind_results_stay_until_all_is_pruned() {
     let (_folder, store) = harness::store();
     let (kept, orphan) =
         (harness::layer(&store, &[("f", "kept")]), harness::layer(&store, &[("f", "orphan")]));
-    let blob = store.ensure_blob(kept, &[], &BlobOptions::default()).unwrap();
+    let blob = store.ensure_blob(kept, &BlobOptions::default()).unwrap();
     let (key, alias) = (ResultKey([1; 32]), ResultKey([2; 32]));
     let result = StepResult { snapshot: Snapshot { layers: vec![kept] }, created: 7 };
     store.remember(&key, &result, "a step").unwrap();
@@ -218,7 +218,7 @@ fn records_tell_what_they_are_and_what_they_stand_on() {
     let loose = store.put(MediaType::OCI_CONFIG, b"loose").unwrap();
     let mount = store.try_keep(KeptKind::Cache, "go", b"", Sharing::Shared, |_| Ok(()));
     let mount = mount.unwrap().unwrap();
-    let blob = store.ensure_blob(top, &[base], &BlobOptions::default()).unwrap();
+    let blob = store.ensure_blob(top, &BlobOptions::default()).unwrap();
 
     let records = store.cache_records(None).unwrap();
     let summary: Vec<_> = records

@@ -221,7 +221,8 @@ proptest! {
             let flat: Tree = by_trees.flatten().unwrap();
             prop_assert_eq!(&seen_by_view(&View::of_tree(flat.into())), &kernel);
             drop(mount);
-            of_folders.push(store.adopt_folder(&home, "by the kernel").unwrap());
+            let below = store.folders(&of_folders).unwrap();
+            of_folders.push(store.adopt_folder(&home, &below, "by the kernel").unwrap());
             written.push(store.adopt_tree(by_folders.into_changes(), "written down").unwrap());
             of_trees.push(store.adopt_tree(by_trees.into_changes(), "a tree").unwrap());
             // What views have written down must look the same to the kernel.

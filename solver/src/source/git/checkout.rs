@@ -31,7 +31,7 @@ impl Checkout<'_> {
         self.lay_out(home.path()).await?;
         let (store, name) = (store.clone(), name.to_owned());
         let adopted = blocking::run(move || {
-            let layer = home.give(|home| store.adopt_folder(home, &name))?;
+            let layer = home.give(|home| store.adopt_folder(home, &[], &name))?;
             store.set_layer_kind(layer, RecordKind::GitCheckout)?;
             Ok(layer)
         })

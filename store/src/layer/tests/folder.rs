@@ -1,13 +1,13 @@
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::super::{DiffOptions, EntryKind, LayerErrorKind, LayerStack, TarWriter};
+use super::super::{EntryKind, LayerErrorKind, LayerStack, Overlay, TarWriter, write_folder};
 use super::{
-    DAY, archive, diff, directory, file, hard_link, list, look, paths, stack, symlink, unpack,
-    unpack_over,
+    DAY, archive, diff, directory, file, hard_link, list, look, pack, paths, reduced, stack,
+    symlink, unpack, unpack_over,
 };
 
 /// A base layer, and an overlay mount over it to change it as a build step would.
@@ -188,7 +188,7 @@ fn hard_links_stay_links() {
 }
 
 #[test]
-fn sockets_are_left_out_and_attributes_follow_the_options() {
+fn sockets_and_attributes_of_users_are_left_out() {
     let step = Step::new(&base(), "");
     let socket = UnixListener::bind(step.at("merged/socket")).unwrap();
     fs::write(step.at("merged/tool"), "t").unwrap();
@@ -201,29 +201,11 @@ fn sockets_are_left_out_and_attributes_follow_the_options() {
     };
     set("security.capability", capability);
     set("user.note", b"n");
-    let names = |options: &DiffOptions| {
-        let mut tar = TarWriter::new(Vec::new());
-        super::super::write_folder(&step.at("upper"), &step.lower(), &mut tar, options).unwrap();
-        let entries = list(&tar.finish().unwrap());
-        assert_eq!(entries.len(), 1);
-        assert_eq!(entries[0].0.mode, 0o4755);
-        (
-            entries[0]
-                .0
-                .xattrs
-                .keys()
-                .map(|k| String::from_utf8_lossy(k).into_owned())
-                .collect::<Vec<_>>(),
-            entries[0].0.mtime_seconds,
-        )
-    };
-    assert_eq!(names(&DiffOptions::default()).0, ["security.capability"]);
-    let options =
-        DiffOptions { keep_user_xattrs: true, clamp_mtime: Some(DAY), ..DiffOptions::default() };
-    assert_eq!(
-        names(&options),
-        (vec!["security.capability".to_owned(), "user.note".to_owned()], DAY)
-    );
+    let entries = list(&step.diff());
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].0.mode, 0o4755);
+    let names: Vec<_> = entries[0].0.xattrs.keys().collect();
+    assert_eq!(names, [b"security.capability"]);
     drop(socket);
 }
 
@@ -234,14 +216,12 @@ fn folders_of_unsuitable_mounts_are_refused() {
     {
         let step = Step::new(&base(), options);
         step.run(script);
-        let mut tar = TarWriter::new(Vec::new());
-        let error = super::super::write_folder(
-            &step.at("upper"),
-            &step.lower(),
-            &mut tar,
-            &DiffOptions::default(),
-        )
-        .unwrap_err();
+        let error = reduced(&step.at("upper"), &step.lower())
+            .and_then(|copy| {
+                let mut tar = TarWriter::new(Vec::new());
+                write_folder(&copy.path().join("copy"), Overlay::Trusted, &mut tar)
+            })
+            .unwrap_err();
         assert_eq!(error.kind(), LayerErrorKind::Unsupported, "{error}");
     }
 }
@@ -254,6 +234,7 @@ fn opaque_root_removes_what_is_below() {
         archive(&[file(".wh..wh..opq", ""), directory("etc"), file("etc/n", ""), file("zz", "")]);
     let folder = tempfile::tempdir().unwrap();
     assert!(unpack(&layer, folder.path()).unwrap().opaque_root);
+    assert_eq!(paths(&pack(folder.path())), [".wh..wh..opq", "etc", "etc/n", "zz"]);
     let bytes = diff(folder.path(), &stack(&[lower.path()]));
     assert_eq!(
         paths(&bytes),
@@ -279,7 +260,7 @@ fn a_whiteout_over_nothing_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     unpack(&archive(&[directory("d"), file("d/.wh.x", ""), file(".wh.y", "")]), folder.path())
         .unwrap();
-    assert_eq!(paths(&diff(folder.path(), &LayerStack::empty())), ["d"]);
+    assert_eq!(paths(&pack(folder.path())), ["d", "d/.wh.x", ".wh.y"]);
     let lower = tempfile::tempdir().unwrap();
     // Through a symbolic link of the lower layer, which the directory of this layer replaces.
     unpack(&archive(&[directory("e"), file("e/x", ""), symlink("d", "e")]), lower.path()).unwrap();
@@ -316,6 +297,108 @@ fn steps_survive_the_round_trip() {
         step.check_round_trip();
         check_against_reference(&step.at("upper"), &step.at("base"));
     }
+}
+
+#[test]
+fn the_time_of_a_folder_is_seen_and_not_packed() {
+    let step = Step::new(&base(), "");
+    step.run("touch -d @1500000000 bin var/cache; touch -d @1500000000 var");
+    let copy = reduced(&step.at("upper"), &step.lower()).unwrap();
+    let copy = copy.path().join("copy");
+    assert_eq!(paths(&pack(&copy)), [""; 0]);
+    for path in ["bin", "var", "var/cache"] {
+        let seen = stack(&[step.at("base"), copy.clone()])
+            .lookup(path.as_bytes(), super::super::Follow::None);
+        assert_eq!(seen.unwrap().unwrap().metadata.mtime_seconds, 1_500_000_000, "{path}");
+        let alone = stack(&[&copy]).lookup(path.as_bytes(), super::super::Follow::None);
+        assert_eq!(alone.unwrap(), None, "{path}");
+    }
+}
+
+#[test]
+fn names_of_one_inode_stay_together_when_one_is_new() {
+    let step = Step::new(&base(), "");
+    step.run("ln etc/a etc/n; touch -d @1600000000 etc");
+    let entries = list(&step.diff());
+    let kinds: Vec<_> = entries.iter().map(|(entry, _)| entry.kind.clone()).collect();
+    let link = EntryKind::HardLink { target: b"etc/a".to_vec() };
+    assert_eq!(kinds, [EntryKind::Directory, EntryKind::File { size: 1 }, link]);
+    step.check_round_trip();
+    step.run("rm etc/n; touch -d @1600000000 etc");
+    assert_eq!(paths(&step.diff()), [""; 0]);
+    // All names of an inode are as they were, the folders around them too.
+    step.run("rm -r var; mkdir -p var/cache; echo -n old > var/cache/old; echo -n keep > var/keep; touch -d @1600000000 var/cache/old var/keep");
+    step.run("rm -r lib; mkdir lib; echo -n 1 > lib/one; ln lib/one lib/two; touch -d @1600000000 lib/one lib");
+    assert_eq!(paths(&step.diff()), [""; 0]);
+}
+
+#[test]
+fn what_was_reduced_means_the_same_elsewhere() {
+    let step = Step::new(&base(), "");
+    step.run("mv etc/a t; mv t etc/a; rm -r var; mkdir -p var/cache/new; chmod 700 var/cache; echo -n keep > var/keep; touch -d @1600000000 var/keep");
+    step.run(
+        "rm -r etc/sub; mkdir opt; mkdir opt/x; mv opt/x etc/sub; touch -d @1500000000 etc var",
+    );
+    let copy = reduced(&step.at("upper"), &step.lower()).unwrap();
+    let copy = copy.path().join("copy");
+    assert_eq!(
+        paths(&pack(&copy)),
+        [
+            "etc",
+            "etc/sub",
+            "etc/sub/.wh.x",
+            "opt",
+            "var",
+            "var/cache",
+            "var/cache/new",
+            "var/cache/.wh.old"
+        ]
+    );
+    assert_eq!(fs::metadata(copy.join("var")).unwrap().mtime(), 1_500_000_000);
+    // What others have there shows.
+    let other = tempfile::tempdir().unwrap();
+    let others = [
+        directory("etc"),
+        directory("etc/sub"),
+        file("etc/sub/y", "y"),
+        directory("var"),
+        directory("var/cache"),
+        file("var/cache/other", "o"),
+        file("var/keep", "another"),
+    ];
+    unpack(&archive(&others), other.path()).unwrap();
+    let merged = stack(&[other.path(), &copy]);
+    let mut seen = vec![];
+    merged
+        .walk::<super::super::LayerError>(b"", |located| {
+            seen.push(String::from_utf8(located.path.clone()).unwrap());
+            Ok(super::super::stack::Walk::Continue)
+        })
+        .unwrap();
+    assert_eq!(
+        seen,
+        [
+            "etc",
+            "etc/sub",
+            "etc/sub/y",
+            "opt",
+            "var",
+            "var/cache",
+            "var/cache/new",
+            "var/cache/other",
+            "var/keep"
+        ]
+    );
+}
+
+#[test]
+fn attributes_that_no_archive_has_are_changes() {
+    let step = Step::new(&base(), "");
+    for (path, name) in [("etc/a", "user.a"), ("bin", "user.b")] {
+        let path = step.at("merged").join(path);
+        rustix::fs::setxattr(&path, name, b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    assert_eq!(paths(&step.diff()), ["bin", "etc", "etc/a"]);
 }
 
 #[test]
