@@ -248,7 +248,7 @@ fn a_client_may_vanish_at_any_moment() {
          FROM scratch\nCOPY --from=0 /all /files /out/\n"
     ));
     let output = format!("type=local,dest={}", sandbox.arg("out"));
-    let whole = sandbox.run(daemon.words(&context, &["-o", &output])).took;
+    let mut whole = sandbox.run(daemon.words(&context, &["-o", &output])).took;
     thread::sleep(Duration::from_millis(500));
     let before = daemon.holdings();
     let mut cut = 0;
@@ -258,7 +258,13 @@ fn a_client_may_vanish_at_any_moment() {
         let client = sandbox.slipway(daemon.words(&context, &["-o", &output])).start();
         thread::sleep(whole * part / 16);
         client.signal(Signal::KILL);
-        cut += usize::from(!client.wait().status.success());
+        let ended = client.wait();
+        if ended.status.success() {
+            // The machine has become faster.
+            whole = whole.min(ended.took);
+        } else {
+            cut += 1;
+        }
         daemon.settles(&before, &format!("killed after {part} of 16 parts of {whole:?}"));
     }
     assert!(cut >= 8, "only {cut} clients were killed before they were done");
