@@ -437,7 +437,6 @@ impl Gateway {
         if !multi_platform {
             let made = self.get(ids.values().next().map_or("", String::as_str))?;
             let (id, platform) = platforms.into_iter().next().unzip();
-            let platform = platform.unwrap_or_else(Platform::host);
             let mut image = OutcomeImage::new(platform, made, &metadata, None)?;
             if let Some(id) = id {
                 image.id = id;
@@ -458,7 +457,7 @@ impl Gateway {
                 Status::invalid_argument(format!("the result has nothing for platform {id}"))
             })?;
             let made = self.get(reference)?;
-            let mut image = OutcomeImage::new(platform, made, &metadata, Some(&id))?;
+            let mut image = OutcomeImage::new(Some(platform), made, &metadata, Some(&id))?;
             image.attestations = attestations.remove(&id).unwrap_or_default();
             images.push(image);
         }
@@ -522,7 +521,7 @@ impl Gateway {
     pub async fn outcome_of_graph(&self, definition: pb::Definition) -> Result<Outcome, Status> {
         let edge = self.load(definition.clone(), &[], &self.scope).await?;
         let made = Reference { edge, definition: Some(definition) };
-        let image = OutcomeImage::new(Platform::host(), made, &BTreeMap::new(), None)?;
+        let image = OutcomeImage::new(None, made, &BTreeMap::new(), None)?;
         Ok(Outcome { images: vec![image], ..Outcome::default() })
     }
 
@@ -703,17 +702,19 @@ fn json_bytes(value: &impl serde::Serialize) -> Result<Bytes, Status> {
 }
 
 impl OutcomeImage {
+    /// Describes a result. What platform it is for is said by its config where nothing else says so.
     fn new(
-        platform: Platform,
+        platform: Option<Platform>,
         made: Reference,
         metadata: &BTreeMap<String, Bytes>,
         id: Option<&str>,
     ) -> Result<Self, Status> {
         let key = config_key("containerimage.config", id);
-        let config: ImageConfig = match metadata.get(&key) {
-            Some(bytes) => convert::config(&key, bytes)?,
-            None => convert::default_config(&platform),
-        };
+        let given = metadata.get(&key).map(|bytes| convert::config(&key, bytes)).transpose()?;
+        let own = given.as_ref().filter(|config| !config.os.is_empty());
+        let own = own.map(|config| config.platform().normalized());
+        let platform = platform.or_else(|| own.clone()).unwrap_or_else(Platform::host);
+        let config = given.unwrap_or_else(|| convert::default_config(&platform));
         // What the base image's config says was made already has its time.
         let base_history =
             config.history.iter().take_while(|entry| entry.created.is_some()).count();
@@ -727,8 +728,7 @@ impl OutcomeImage {
         });
         let id = match id {
             Some(id) => id.to_owned(),
-            None if config.os.is_empty() || config.architecture.is_empty() => platform.full_name(),
-            None => config.platform().normalized().full_name(),
+            None => own.as_ref().unwrap_or(&platform).full_name(),
         };
         let (epoch, attestations) = (epoch.transpose()?, vec![]);
         Ok(Self { id, platform, made, config, base_history, epoch, attestations })

@@ -52,11 +52,21 @@ struct Named {
 /// Reads `refs.platforms`.
 pub(super) fn platforms(metadata: Option<&Bytes>) -> Result<Vec<(String, Platform)>, Status> {
     let Some(bytes) = metadata else { return Ok(vec![]) };
-    let read: Platforms = serde_json::from_slice(bytes).map_err(|error| {
-        Status::invalid_argument(format!("refs.platforms of the result is invalid: {error}"))
-    })?;
+    let invalid = |why: &dyn std::fmt::Display| {
+        Status::invalid_argument(format!("refs.platforms of the result is invalid: {why}"))
+    };
+    let read: Platforms = serde_json::from_slice(bytes).map_err(|error| invalid(&error))?;
+    if read.platforms.is_empty() {
+        return Err(invalid(&"it names no platform"));
+    }
     let mut platforms: Vec<(String, Platform)> = vec![];
     for Named { id, platform } in read.platforms {
+        if id.is_empty() {
+            return Err(invalid(&"a platform has no ID"));
+        }
+        if platform.os.is_empty() || platform.architecture.is_empty() {
+            return Err(invalid(&format!("platform {id} has no os or no architecture")));
+        }
         match platforms.iter().find(|(known, _)| *known == id) {
             None => platforms.push((id, platform)),
             // Clients may ask for a platform twice.
@@ -80,7 +90,11 @@ pub(super) fn config(key: &str, bytes: &[u8]) -> Result<ImageConfig, Status> {
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(invalid(&"it is not an object"));
     }
-    serde_json::from_slice(bytes).map_err(|error| invalid(&error))
+    let config: ImageConfig = serde_json::from_slice(bytes).map_err(|error| invalid(&error))?;
+    if config.os.is_empty() != config.architecture.is_empty() {
+        return Err(invalid(&"os and architecture must be given together"));
+    }
+    Ok(config)
 }
 
 /// The config of a result that no frontend described.
@@ -118,9 +132,30 @@ mod tests {
     }
 
     #[test]
+    fn platforms_are_named_whole() {
+        for (text, why) in [
+            ("{}", "it names no platform"),
+            (r#"{"Platforms":[]}"#, "it names no platform"),
+            (
+                r#"{"Platforms":[{"ID":"","Platform":{"os":"","architecture":""}}]}"#,
+                "a platform has no ID",
+            ),
+            (
+                r#"{"Platforms":[{"ID":"a","Platform":{"os":"linux","architecture":""}}]}"#,
+                "has no os or no architecture",
+            ),
+        ] {
+            let error = platforms(Some(&text.into())).unwrap_err();
+            assert!(error.message().ends_with(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn a_config_is_an_object() {
-        assert_eq!(config("k", b" {\"os\":\"linux\"}").unwrap().os, "linux");
-        for bad in [&b"[]"[..], b"null", b"", b"{", b"[[]]", b"{\"os\":1}"] {
+        let whole = b" {\"os\":\"linux\",\"architecture\":\"arm\"}";
+        assert_eq!(config("k", whole).unwrap().os, "linux");
+        assert_eq!(config("k", b"{}").unwrap().os, "");
+        for bad in [&b"[]"[..], b"null", b"", b"{", b"[[]]", b"{\"os\":1}", b"{\"os\":\"linux\"}"] {
             let error = config("containerimage.config", bad).unwrap_err();
             assert_eq!(error.code(), tonic::Code::InvalidArgument);
             assert!(error.message().starts_with("the image config in containerimage.config is"));

@@ -111,7 +111,7 @@ async fn graphs_that_are_none_are_refused() {
 async fn a_long_chain_does_not_exhaust_the_stack() {
     let rig = Rig::new();
     let peer = rig.connect().await;
-    let ops: Vec<pb::Op> = (0..2000_usize)
+    let ops: Vec<pb::Op> = (0..1000_usize)
         .map(|at| file_op(at.checked_sub(1), vec![mkfile("/a", &at.to_string())]))
         .collect();
     let begun = peer.begin(SolveRequest { r#ref: "r".into(), ..SolveRequest::default() });
