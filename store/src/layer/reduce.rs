@@ -10,7 +10,7 @@
 //! attributes are compared, and names of one inode stay together when one of them has changed. The time of a
 //! directory is kept for those who see the folder; the archive has it only with a change in the directory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -45,7 +45,7 @@ pub fn reduce(folder: &Path, lowers: &LayerStack, overlay: Overlay) -> Result<()
         folder: Folder { root, overlay },
         lowers,
         unchanged_links: HashMap::new(),
-        unchanged_directories: HashMap::new(),
+        unchanged_directories: HashSet::new(),
     };
     reducer.walk(below)?;
     reducer.links()
@@ -56,8 +56,8 @@ struct Reducer<'a> {
     lowers: &'a LayerStack,
     /// Inodes with several names: how many, and those that are as below.
     unchanged_links: HashMap<u64, (u64, Vec<Vec<u8>>)>,
-    /// Directories that are as below and have changes in them.
-    unchanged_directories: HashMap<Vec<u8>, Sameness>,
+    /// Directories that are as below, and have changes in them as far as is known.
+    unchanged_directories: HashSet<Vec<u8>>,
 }
 
 /// How far a directory is as below. What is in it does not count.
@@ -187,18 +187,18 @@ impl Reducer<'_> {
         Ok(Level { path, sameness, hides, changes: false, entries: entries.into_iter() })
     }
 
-    /// Ends a directory, which goes if it is as below.
+    /// Ends a directory. One that is as below goes; one that has only other times, or such directories in it, is marked.
     fn end(&mut self, directory: Level) -> Result<(), LayerError> {
         let Level { path, sameness, changes, .. } = directory;
-        if sameness == Sameness::Not {
-            return Ok(());
-        }
-        if changes {
-            self.unchanged_directories.insert(path, sameness);
-            return Ok(());
-        }
-        if sameness == Sameness::Whole && self.remove_directory(&path)? {
-            return Ok(());
+        match sameness {
+            Sameness::Not => return Ok(()),
+            Sameness::ButForTime if changes => return Ok(()),
+            Sameness::Whole if changes => {
+                self.unchanged_directories.insert(path);
+                return Ok(());
+            }
+            Sameness::Whole if self.remove_directory(&path)? => return Ok(()),
+            Sameness::ButForTime | Sameness::Whole => {}
         }
         let directory = self.folder.open(&path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mark = self.folder.overlay.unchanged();
@@ -215,7 +215,7 @@ impl Reducer<'_> {
             for name in names {
                 self.remove(&name)?;
                 let mut parent = split(&name).0;
-                while self.unchanged_directories.get(parent) == Some(&Sameness::Whole)
+                while self.unchanged_directories.contains(parent)
                     && self.remove_directory(parent)?
                 {
                     parent = split(parent).0;
