@@ -84,6 +84,20 @@ impl Overlay {
     }
 }
 
+/// Reads until the buffer is full or nothing is left, and returns how many bytes there were.
+fn read_full(input: &mut (impl io::Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match input.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
 /// What kind of thing went wrong with a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerErrorKind {

@@ -1,5 +1,7 @@
 //! Messages to types of ours, and back.
 
+use std::fmt::Display;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use slipway_engine::store::tree::{Entry, Kind};
@@ -52,9 +54,7 @@ struct Named {
 /// Reads `refs.platforms`.
 pub(super) fn platforms(metadata: Option<&Bytes>) -> Result<Vec<(String, Platform)>, Status> {
     let Some(bytes) = metadata else { return Ok(vec![]) };
-    let invalid = |why: &dyn std::fmt::Display| {
-        Status::invalid_argument(format!("refs.platforms of the result is invalid: {why}"))
-    };
+    let invalid = |why: &dyn Display| invalid("refs.platforms of the result", why);
     let read: Platforms = serde_json::from_slice(bytes).map_err(|error| invalid(&error))?;
     if read.platforms.is_empty() {
         return Err(invalid(&"it names no platform"));
@@ -83,9 +83,7 @@ pub(super) fn platforms(metadata: Option<&Bytes>) -> Result<Vec<(String, Platfor
 
 /// Reads the config of an image.
 pub(super) fn config(key: &str, bytes: &[u8]) -> Result<ImageConfig, Status> {
-    let invalid = |why: &dyn std::fmt::Display| {
-        Status::invalid_argument(format!("the image config in {key} is invalid: {why}"))
-    };
+    let invalid = |why: &dyn Display| invalid(&format!("the image config in {key}"), why);
     // A list would be read as the fields in order, of which none is required.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(invalid(&"it is not an object"));
@@ -95,6 +93,10 @@ pub(super) fn config(key: &str, bytes: &[u8]) -> Result<ImageConfig, Status> {
         return Err(invalid(&"os and architecture must be given together"));
     }
     Ok(config)
+}
+
+fn invalid(what: &str, why: &dyn Display) -> Status {
+    Status::invalid_argument(format!("{what} is invalid: {why}"))
 }
 
 /// The config of a result that no frontend described.

@@ -59,15 +59,7 @@ pub fn sniff(start: &[u8]) -> Kind {
 pub fn decoder(input: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
     let mut input = input;
     let mut start = [0; SNIFF_LEN];
-    let mut length = 0;
-    while length < start.len() {
-        match input.read(&mut start[length..]) {
-            Ok(0) => break,
-            Ok(count) => length += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let length = super::read_full(&mut input, &mut start)?;
     let kind = sniff(&start[..length]);
     let whole = Cursor::new(start[..length].to_vec()).chain(input);
     let buffered = BufReader::with_capacity(128 * 1024, whole);

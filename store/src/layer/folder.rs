@@ -28,33 +28,35 @@ pub fn write_folder<W: Write>(
     overlay: Overlay,
     tar: &mut TarWriter<W>,
 ) -> Result<(), LayerError> {
-    let root = rustix::fs::open(
-        folder,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|error| LayerError::storage(b"", "open the layer folder", error))?;
-    Writer { folder: Folder { root, overlay }, tar, first_names: HashMap::new() }.write()
+    let folder = Folder::open(folder, overlay)?;
+    Writer { folder, tar, first_names: HashMap::new() }.write()
 }
 
 /// A layer folder and the marks that overlayfs makes in it.
 pub(super) struct Folder {
-    pub(super) root: OwnedFd,
+    root: OwnedFd,
     pub(super) overlay: Overlay,
 }
 
 impl Folder {
+    pub(super) fn open(folder: &Path, overlay: Overlay) -> Result<Self, LayerError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(folder, flags, Mode::empty())
+            .map_err(|error| LayerError::storage(b"", "open the layer folder", error))?;
+        Ok(Self { root, overlay })
+    }
+
+    /// Opens a directory.
+    pub(super) fn enter(&self, path: &[u8]) -> Result<OwnedFd, LayerError> {
+        self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
     /// Whether a directory is opaque; refuses the other marks, whose meaning would be lost.
-    pub(super) fn is_opaque(&self, path: &[u8]) -> Result<bool, LayerError> {
-        let directory = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let read = |name: &str| {
-            host::xattr(directory.as_fd(), name.as_bytes())
-                .map_err(|error| LayerError::storage(path, "read the extended attributes", error))
-        };
-        if read(self.overlay.redirect())?.is_some() {
+    pub(super) fn is_opaque(&self, directory: &OwnedFd, path: &[u8]) -> Result<bool, LayerError> {
+        if attribute(directory, self.overlay.redirect(), path)?.is_some() {
             return Err(unsupported(path, "was renamed by overlayfs; mount with redirect_dir=off"));
         }
-        match read(self.overlay.opaque())?.as_deref() {
+        match attribute(directory, self.overlay.opaque(), path)?.as_deref() {
             None => Ok(false),
             Some(b"y") => Ok(true),
             Some(_) => Err(unsupported(
@@ -64,24 +66,14 @@ impl Folder {
         }
     }
 
-    /// Whether [`reduce`](mod@super::reduce) has found no change in a directory but that of its time.
-    fn is_unchanged(&self, path: &[u8]) -> Result<bool, LayerError> {
-        let directory = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        host::xattr(directory.as_fd(), self.overlay.unchanged().as_bytes())
-            .map(|mark| mark.is_some())
-            .map_err(|error| LayerError::storage(path, "read the extended attributes", error))
-    }
-
-    pub(super) fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, LayerError> {
+    fn open_at(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, LayerError> {
         host::open_beneath(self.root.as_fd(), path, flags)
             .map_err(|error| LayerError::storage(path, "open", error))
     }
 
     pub(super) fn open_file(&self, path: &[u8]) -> Result<File, LayerError> {
-        let file = self.open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
-        let metacopy = host::xattr(file.as_fd(), self.overlay.metacopy().as_bytes())
-            .map_err(|error| LayerError::storage(path, "read the extended attributes", error))?;
-        if metacopy.is_some() {
+        let file = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        if attribute(&file, self.overlay.metacopy(), path)?.is_some() {
             return Err(unsupported(
                 path,
                 "has its content in a lower layer; mount with metacopy=off",
@@ -91,7 +83,7 @@ impl Folder {
     }
 
     pub(super) fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, LayerError> {
-        let handle = self.open(path, OFlags::PATH)?;
+        let handle = self.open_at(path, OFlags::PATH)?;
         rustix::fs::readlinkat(&handle, "", Vec::new())
             .map(std::ffi::CString::into_bytes)
             .map_err(|error| LayerError::storage(path, "read the symbolic link", error))
@@ -107,7 +99,7 @@ struct Writer<'a, W: Write> {
 
 impl<W: Write> Writer<'_, W> {
     fn write(&mut self) -> Result<(), LayerError> {
-        let mut levels = vec![self.level(Vec::new())?];
+        let mut levels = vec![self.level(Vec::new(), None)?];
         while let Some((parent, entries)) = levels.last_mut() {
             let Some((name, metadata)) = entries.next() else {
                 levels.pop();
@@ -116,34 +108,35 @@ impl<W: Write> Writer<'_, W> {
             let path = join(parent, &name);
             if metadata.is_whiteout() {
                 self.tar.whiteout(&path).map_err(|error| cannot_write(&path, error))?;
-                continue;
-            }
-            if !metadata.is_directory() || !self.folder.is_unchanged(&path)? {
+            } else if metadata.is_directory() {
+                levels.push(self.level(path, Some(&metadata))?);
+            } else {
                 self.entry(&path, &metadata)?;
-            }
-            if metadata.is_directory() {
-                levels.push(self.level(path)?);
             }
         }
         Ok(())
     }
 
-    fn level(&mut self, path: Vec<u8>) -> Result<(Vec<u8>, Names), LayerError> {
-        if self.folder.is_opaque(&path)? {
+    /// Writes a directory, unless it is the root, and lists what is in it.
+    fn level(
+        &mut self,
+        path: Vec<u8>,
+        metadata: Option<&Metadata>,
+    ) -> Result<(Vec<u8>, Names), LayerError> {
+        let directory = self.folder.enter(&path)?;
+        // `reduce` has found no change in it but that of its time.
+        let is_unchanged = attribute(&directory, self.folder.overlay.unchanged(), &path)?.is_some();
+        if let Some(metadata) = metadata.filter(|_| !is_unchanged) {
+            self.entry(&path, metadata)?;
+        }
+        if self.folder.is_opaque(&directory, &path)? {
             self.tar.opaque(&path).map_err(|error| cannot_write(&path, error))?;
         }
         let fail = |error| LayerError::storage(&path, "read the directory", error);
-        let directory = self.folder.open(&path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut entries = Vec::new();
         for name in host::names(directory.as_fd()).map_err(fail)? {
-            let Some(metadata) = host::stat_at(directory.as_fd(), &name).map_err(fail)? else {
-                return Err(LayerError::new(
-                    LayerErrorKind::Storage,
-                    show(&path),
-                    "changed while it was read",
-                ));
-            };
-            entries.push((name, metadata));
+            let metadata = host::stat_at(directory.as_fd(), &name).map_err(fail)?;
+            entries.push((name, metadata.ok_or_else(|| changed(&path))?));
         }
         Ok((path, entries.into_iter()))
     }
@@ -197,11 +190,19 @@ type Names = std::vec::IntoIter<(Vec<u8>, Metadata)>;
 
 /// Returns what BuildKit writes of a file's attributes, which is its capabilities.
 fn xattrs(path: &[u8], file: &File) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, LayerError> {
-    let name = b"security.capability";
-    let value = host::xattr(file.as_fd(), name)
-        .map_err(|error| LayerError::storage(path, "read the extended attributes", error))?;
-    let value = value.filter(|value| !value.is_empty());
-    Ok(value.into_iter().map(|value| (name.to_vec(), value)).collect())
+    let name = "security.capability";
+    let value = attribute(file, name, path)?.filter(|value| !value.is_empty());
+    Ok(value.into_iter().map(|value| (name.into(), value)).collect())
+}
+
+/// Returns an extended attribute of an open file.
+fn attribute(file: &impl AsFd, name: &str, path: &[u8]) -> Result<Option<Vec<u8>>, LayerError> {
+    host::xattr(file.as_fd(), name.as_bytes())
+        .map_err(|error| LayerError::storage(path, "read the extended attributes", error))
+}
+
+pub(super) fn changed(path: &[u8]) -> LayerError {
+    LayerError::new(LayerErrorKind::Storage, show(path), "changed while it was read")
 }
 
 fn cannot_write(path: &[u8], error: io::Error) -> LayerError {

@@ -145,17 +145,12 @@ impl<R: Read> TarReader<R> {
 
     /// Reads a block; `false` at a clean end.
     fn read_block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, LayerError> {
-        let mut length = 0;
-        while length < BLOCK {
-            match self.input.read(&mut block[length..]) {
-                Ok(0) if length == 0 => return Ok(false),
-                Ok(0) => return Err(self.failed(io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => length += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.failed(error)),
-            }
+        match super::read_full(&mut self.input, block) {
+            Ok(0) => Ok(false),
+            Ok(BLOCK) => Ok(true),
+            Ok(_) => Err(self.failed(io::ErrorKind::UnexpectedEof.into())),
+            Err(error) => Err(self.failed(error)),
         }
-        Ok(true)
     }
 
     fn skip_content(&mut self) -> Result<(), LayerError> {

@@ -12,16 +12,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, XattrFlags};
 use rustix::io::Errno;
 
-use super::folder::Folder;
+use super::folder::{Folder, changed};
 use super::stack::{Child, FileKind, LayerStack, MergedDir, Metadata};
-use super::{LayerError, LayerErrorKind, Overlay, host, join, show, split};
+use super::{LayerError, Overlay, host, join, read_full, split};
 
 /// The buffer for comparing content.
 const COMPARE_BUFFER: usize = 64 * 1024;
@@ -35,14 +35,8 @@ const COMPARE_BUFFER: usize = 64 * 1024;
 /// cannot be read or changed. The folder is good for nothing then.
 pub fn reduce(folder: &Path, lowers: &LayerStack, overlay: Overlay) -> Result<(), LayerError> {
     let Some(below) = lowers.root()?.and_then(|root| root.directory(b"")) else { return Ok(()) };
-    let root = rustix::fs::open(
-        folder,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|error| LayerError::storage(b"", "open the layer folder", error))?;
     let mut reducer = Reducer {
-        folder: Folder { root, overlay },
+        folder: Folder::open(folder, overlay)?,
         lowers,
         unchanged_links: HashMap::new(),
         unchanged_directories: HashSet::new(),
@@ -79,14 +73,15 @@ struct Level {
     entries: std::vec::IntoIter<Found>,
 }
 
-/// A name in a directory, with what the folder and the layers below have by it.
-type Found = (Vec<u8>, Option<Metadata>, Option<Child>);
+/// A name in a directory, with what the folder and the layers below have by it; `None` is what the folder hides and does not
+/// have.
+type Found = (Vec<u8>, Option<(Metadata, Option<Child>)>);
 
 impl Reducer<'_> {
     fn walk(&mut self, below: MergedDir) -> Result<(), LayerError> {
         let mut levels = vec![self.level(Vec::new(), Some(&below), Sameness::Not, false)?];
         while let Some(level) = levels.last_mut() {
-            let Some((name, ours, below)) = level.entries.next() else {
+            let Some((name, found)) = level.entries.next() else {
                 let ended = levels.pop();
                 if let (Some(ended), Some(parent)) = (ended, levels.last_mut()) {
                     parent.changes |= ended.changes || ended.sameness == Sameness::Not;
@@ -95,18 +90,17 @@ impl Reducer<'_> {
                 continue;
             };
             let path = join(&level.path, &name);
-            match (ours, below) {
-                (None, None) => {}
-                (None, Some(_)) => {
+            match found {
+                None => {
                     self.change(&path, "make the whiteout", |parent, name| {
                         let kind = FileType::CharacterDevice;
                         rustix::fs::mknodat(parent, name, kind, Mode::empty(), 0)
                     })?;
                     level.changes = true;
                 }
-                (Some(ours), None) if ours.is_whiteout() => self.remove(&path)?,
-                (Some(ours), _) if ours.is_whiteout() => level.changes = true,
-                (Some(ours), below) if ours.is_directory() => {
+                Some((ours, None)) if ours.is_whiteout() => self.remove(&path)?,
+                Some((ours, _)) if ours.is_whiteout() => level.changes = true,
+                Some((ours, below)) if ours.is_directory() => {
                     let sameness = match &below {
                         Some(below) if self.is_same(&path, &ours, below)? => {
                             let time = |m: &Metadata| (m.mtime_seconds, m.mtime_nanoseconds);
@@ -122,7 +116,7 @@ impl Reducer<'_> {
                     let next = self.level(path, below.as_ref(), sameness, level.hides)?;
                     levels.push(next);
                 }
-                (Some(ours), Some(below)) if self.is_same(&path, &ours, &below)? => {
+                Some((ours, Some(below))) if self.is_same(&path, &ours, &below)? => {
                     if ours.links > 1 {
                         level.changes = true;
                         let links = self.unchanged_links.entry(ours.inode);
@@ -131,7 +125,7 @@ impl Reducer<'_> {
                         self.remove(&path)?;
                     }
                 }
-                (Some(_), _) => level.changes = true,
+                Some(_) => level.changes = true,
             }
         }
         Ok(())
@@ -144,8 +138,8 @@ impl Reducer<'_> {
         sameness: Sameness,
         hidden: bool,
     ) -> Result<Level, LayerError> {
-        let is_opaque = self.folder.is_opaque(&path)?;
-        let directory = self.folder.open(&path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let directory = self.folder.enter(&path)?;
+        let is_opaque = self.folder.is_opaque(&directory, &path)?;
         if is_opaque {
             rustix::fs::fremovexattr(&directory, self.folder.overlay.opaque())
                 .map_err(|error| LayerError::storage(&path, "make less opaque", error))?;
@@ -164,23 +158,23 @@ impl Reducer<'_> {
                         continue;
                     }
                     let metadata = host::stat_at(directory.as_fd(), &name).map_err(fail)?;
-                    entries.push((name, Some(metadata.ok_or_else(|| changed(&path))?), None));
+                    entries.push((name, Some((metadata.ok_or_else(|| changed(&path))?, None))));
                 }
             }
             Some(below) => {
                 let opened = self.lowers.enter(below)?;
                 let names = host::names(directory.as_fd()).map_err(fail)?;
                 if hides {
-                    for (name, child) in self.lowers.children(below)? {
+                    for (name, _) in self.lowers.children(below)? {
                         if names.binary_search(&name).is_err() {
-                            entries.push((name, None, Some(child)));
+                            entries.push((name, None));
                         }
                     }
                 }
                 for name in names {
                     let metadata = host::stat_at(directory.as_fd(), &name).map_err(fail)?;
                     let below = self.lowers.child(&opened, &name).map_err(fail)?;
-                    entries.push((name, Some(metadata.ok_or_else(|| changed(&path))?), below));
+                    entries.push((name, Some((metadata.ok_or_else(|| changed(&path))?, below))));
                 }
             }
         }
@@ -200,7 +194,7 @@ impl Reducer<'_> {
             Sameness::Whole if self.remove_directory(&path)? => return Ok(()),
             Sameness::ButForTime | Sameness::Whole => {}
         }
-        let directory = self.folder.open(&path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let directory = self.folder.enter(&path)?;
         let mark = self.folder.overlay.unchanged();
         rustix::fs::fsetxattr(&directory, mark, b"y", XattrFlags::empty())
             .map_err(|error| LayerError::storage(&path, "mark the directory", error))
@@ -256,7 +250,7 @@ impl Reducer<'_> {
         change: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<(), Errno>,
     ) -> Result<(), LayerError> {
         let (parent, name) = split(path);
-        let directory = self.folder.open(parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let directory = self.folder.enter(parent)?;
         let fail = |error| LayerError::storage(path, operation, error);
         let Metadata { mtime_seconds, mtime_nanoseconds, .. } =
             host::stat_of(directory.as_fd()).map_err(fail)?;
@@ -285,7 +279,7 @@ impl Reducer<'_> {
         let fail = |error| LayerError::storage(path, "read the extended attributes", error);
         match ours.kind {
             FileKind::Directory => {
-                let ours = self.folder.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                let ours = self.folder.enter(path)?;
                 Ok(host::xattrs(ours.as_fd()).map_err(fail)? == self.lowers.xattrs(&located)?)
             }
             FileKind::File => {
@@ -307,10 +301,6 @@ impl Reducer<'_> {
     }
 }
 
-fn changed(path: &[u8]) -> LayerError {
-    LayerError::new(LayerErrorKind::Storage, show(path), "changed while it was read")
-}
-
 fn same_content(mut ours: File, mut theirs: File) -> io::Result<bool> {
     let (mut a, mut b) = (vec![0; COMPARE_BUFFER], vec![0; COMPARE_BUFFER]);
     loop {
@@ -322,17 +312,4 @@ fn same_content(mut ours: File, mut theirs: File) -> io::Result<bool> {
             return Ok(true);
         }
     }
-}
-
-fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match input.read(&mut buffer[length..]) {
-            Ok(0) => break,
-            Ok(count) => length += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
 }
