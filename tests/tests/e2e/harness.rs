@@ -20,7 +20,7 @@ fn trees_differ_in_every_respect_that_an_image_keeps() {
         let path = sandbox.path(name);
         fs::create_dir(&path).unwrap();
         let script = format!(
-            "mkdir d; echo x > f; ln f hard; ln -s f soft; echo y > g; setfattr -n user.a -v b g; touch -d @1 f g; {change}"
+            "mkdir d; echo x > f; ln f hard; ln -s f soft; echo y > g; setfattr -n user.a -v b g; touch -h -d @1 f g soft; {change}"
         );
         tool(Command::new("sh").args(["-ec", &script]).current_dir(&path));
         Tree::read(&path)
@@ -33,7 +33,7 @@ fn trees_differ_in_every_respect_that_an_image_keeps() {
         ("owner", "chown 1 g"),
         ("group", "chgrp 1 d"),
         ("time", "touch -d @2 g"),
-        ("link", "ln -sf g soft"),
+        ("link", "ln -sf g soft; touch -h -d @1 soft"),
         ("hard", "rm hard; cp -p f hard"),
         ("xattr", "setfattr -n user.a -v c g"),
         ("more", "mkdir d/e"),
